@@ -1,0 +1,8 @@
+"""What is written and measured during training."""
+
+from svae.callbacks.checkpoint import BestCheckpoint, LastCheckpoint
+from svae.callbacks.figures import Figures
+from svae.callbacks.metrics_csv import MetricsCSV
+from svae.callbacks.timing import Timing
+
+__all__ = ["BestCheckpoint", "Figures", "LastCheckpoint", "MetricsCSV", "Timing"]

@@ -1,0 +1,47 @@
+"""How fast training goes, validation not counted."""
+
+from time import perf_counter
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+__all__ = ["Timing"]
+
+
+class Timing(Callback):
+    """Logs `train/seconds_per_epoch`, `train/images_per_second` and the total so far."""
+
+    def __init__(self) -> None:
+        self.total_seconds = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started, self.images, self.seconds = perf_counter(), 0, 0.0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: dict[str, torch.Tensor],
+        batch_idx: int,
+    ) -> None:
+        self.images += len(batch["index"]) * trainer.world_size
+        if trainer.is_last_batch:
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize()  # kernels that are still queued belong to the epoch
+            self.seconds = perf_counter() - self.started
+            self.total_seconds += self.seconds
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.seconds:
+            pl_module.log("train/seconds_per_epoch", self.seconds)
+            pl_module.log("train/images_per_second", self.images / self.seconds)
+            pl_module.log("train/total_seconds", self.total_seconds)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total_seconds": self.total_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.total_seconds = state_dict["total_seconds"]

@@ -1,0 +1,37 @@
+"""Checks of arguments: a wrong value ends at construction with its name and what was expected."""
+
+from collections.abc import Sequence
+
+__all__ = ["at_least", "image_shape_of", "one_of", "positive"]
+
+
+def at_least(name: str, value: int, minimum: int) -> int:
+    """`value`, if it is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name}: expected a whole number of at least {minimum}, got {value!r}")
+    return value
+
+
+def positive(name: str, value: float) -> float:
+    """`value` as a float, if it is a finite number above zero."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+    return float(value)
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    """`value`, if it is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def image_shape_of(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    """`(C, H, W)` as a tuple, if it is the shape of an image of at least 2x2 pixels."""
+    shape = tuple(int(size) for size in image_shape)
+    if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < 2:
+        raise ValueError(
+            f"image_shape: expected (channels, height, width) of at least 2x2 pixels, got {shape}"
+        )
+    return shape

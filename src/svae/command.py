@@ -1,0 +1,61 @@
+"""What every command shares: configs from `conf/`, and mistakes told in one line."""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from svae.errors import UserError, one_line
+from svae.paths import conf_dir
+
+__all__ = ["command"]
+
+log = logging.getLogger(__name__)
+
+Task = Callable[[DictConfig], Any]
+
+
+def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
+    """Make a command of a function of the composed config.
+
+    `HYDRA_FULL_ERROR=1` shows the traceback of a mistake.
+
+    Arguments:
+        config_name: The file in `conf/` that the command starts from.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+        @functools.wraps(task)
+        def guarded(cfg: DictConfig) -> Any:
+            try:
+                return task(cfg)
+            except UserError as error:
+                if show_all:
+                    raise
+                # SystemExit, because Hydra adds lines of its own to every other exception.
+                log.error("%s", error)
+                sys.exit(2)
+
+        def main() -> None:
+            # Otherwise Hydra prints its errors itself, in several lines.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)
+            try:
+                run(guarded)()
+            except (HydraException, OmegaConfBaseException) as error:
+                if show_all:
+                    raise
+                sys.exit(f"svae: {one_line(error)}")
+
+        return main
+
+    return decorate

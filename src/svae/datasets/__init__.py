@@ -1,0 +1,8 @@
+"""Data sets: one LightningDataModule each, over one shared base."""
+
+from svae.datasets.base import ImageDataModule
+from svae.datasets.digits import RotDigits
+from svae.datasets.mnist import MNIST
+from svae.datasets.posed import PosedImages
+
+__all__ = ["MNIST", "ImageDataModule", "PosedImages", "RotDigits"]

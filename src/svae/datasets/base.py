@@ -1,0 +1,149 @@
+"""The base of every data set: splits in memory, served in whole batches."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from svae.checks import at_least
+
+__all__ = ["SPLITS", "Batch", "EpochBatches", "ImageDataModule"]
+
+#: What every loader yields: `image` (B, C, H, W) and `index` (B,), and what else is known.
+Batch = dict[str, Tensor]
+
+SPLITS = ("train", "val", "test")
+
+
+class InMemory(Dataset[Batch]):
+    """Tensors that share their first axis; an item is the batch of the given rows."""
+
+    def __init__(self, tensors: Batch) -> None:
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors["index"])
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        return {name: tensor[rows] for name, tensor in self.tensors.items()}
+
+
+class EpochBatches(Sampler[Tensor]):
+    """The rows of every batch of an epoch: each row exactly once, over all processes together.
+
+    An epoch is cut into batches of nearly equal size, so that no batch is tiny and none is
+    dropped; process r of R takes every R-th row of each. The order of epoch e is a function of
+    the seed and e alone, so that a resumed run goes on with the same batches.
+
+    Arguments:
+        rows: The number of rows.
+        batch_size: The most rows in a batch, over all processes together.
+        shuffle: Whether every epoch has another order.
+        seed: The seed of the orders.
+        rank: The number of this process.
+        world_size: The number of processes.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.rows, self.shuffle, self.seed = rows, shuffle, seed
+        self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.batches = -(-rows // at_least("batch_size", batch_size, 1))
+        if rows // self.batches < world_size:
+            raise ValueError(
+                f"batch_size: {batch_size} leaves batches of {rows // self.batches} images, "
+                f"fewer than the {world_size} processes that share them"
+            )
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order; Lightning calls this at the start of every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.arange(self.rows)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            order = torch.randperm(self.rows, generator=generator)
+        for rows in order.tensor_split(self.batches):
+            yield rows[self.rank :: self.world_size]
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Images in memory. A data set is a subclass that says how they are read.
+
+    Arguments:
+        batch_size: Images per training step, over all processes together.
+        eval_batch_size: The same in validation and test; no result depends on it.
+        seed: The seed of the splits, of whatever is generated, and of the order of training.
+    """
+
+    #: How many labels there are, where the data set knows labels.
+    num_labels: int | None = None
+
+    def __init__(self, batch_size: int = 100, eval_batch_size: int = 500, seed: int = 1) -> None:
+        super().__init__()
+        self.batch_size = at_least("batch_size", batch_size, 1)
+        self.eval_batch_size = at_least("eval_batch_size", eval_batch_size, 1)
+        self.seed = seed
+        self.splits: dict[str, Batch] = {}
+
+    @abstractmethod
+    def read(self) -> dict[str, Batch]:
+        """The tensors of each of the splits `train`, `val` and `test`.
+
+        Each split holds `image` (N, C, H, W), float32, and `index` (N,), int64, which no two
+        images of the data set share; and `label` (N,), `theta` (N,) in radians, `shift` (N, 2) in
+        grid units, where they are known. The splits are disjoint.
+        """
+
+    def setup(self, stage: str | None = None) -> None:
+        if not self.splits:
+            splits = self.read()
+            if empty := [name for name in SPLITS if not len(splits[name]["index"])]:
+                raise ValueError(f"dataset: no images are left for {', '.join(empty)}")
+            self.splits = splits
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of every image, (C, H, W)."""
+        _, channels, height, width = self.splits["train"]["image"].shape
+        return channels, height, width
+
+    def loader(self, split: str) -> "DataLoader[Batch]":
+        """The batches of a split: shuffled for training, in order otherwise."""
+        train = split == "train"
+        trainer = self.trainer
+        dataset = InMemory(self.splits[split])
+        sampler = EpochBatches(
+            len(dataset),
+            self.batch_size if train else self.eval_batch_size,
+            shuffle=train,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        # A sampler that yields whole batches of rows: nothing goes image by image through Python.
+        return DataLoader(dataset, batch_size=None, sampler=sampler)
+
+    def train_dataloader(self) -> "DataLoader[Batch]":
+        return self.loader("train")
+
+    def val_dataloader(self) -> "DataLoader[Batch]":
+        return self.loader("val")
+
+    def test_dataloader(self) -> "DataLoader[Batch]":
+        return self.loader("test")

@@ -1,0 +1,98 @@
+r"""Approximate posteriors of one latent variable.
+
+A distribution here is a throw-away value that a network's output becomes: it samples from given
+noise, scores values, and knows its mode and its standard deviation.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from svae.noise import Noise
+
+__all__ = ["Normal", "WrappedNormal"]
+
+_LOG_TWO_PI = math.log(2 * math.pi)
+
+
+class Normal:
+    r"""Independent normal variables :math:`N(\mu, \sigma^2)`.
+
+    Arguments:
+        loc: The means, with shape (B, *event).
+        log_scale: The logarithms of the standard deviations, with shape (B, *event).
+        event_dims: How many trailing axes form one value: 0 for an angle, 1 for a vector.
+    """
+
+    def __init__(self, loc: Tensor, log_scale: Tensor, event_dims: int = 0) -> None:
+        self.loc, self.log_scale, self.event_dims = loc, log_scale, event_dims
+
+    @property
+    def scale(self) -> Tensor:
+        """The standard deviations, with shape (B, *event)."""
+        return self.log_scale.exp()
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable value, with shape (B, *event)."""
+        return self.loc
+
+    @property
+    def stddev(self) -> Tensor:
+        """The standard deviation of each component, with shape (B, *event)."""
+        return self.scale
+
+    def rsample(self, count: int, noise: Noise, purpose: str) -> Tensor:
+        """Reparameterised samples, with shape (count, B, *event)."""
+        standard = noise.normal(purpose, count, *self.loc.shape[1:]).to(self.loc)
+        return self.loc + self.scale * standard.movedim(1, 0)
+
+    def sum_event(self, value: Tensor) -> Tensor:
+        """`value` summed over the axes of one value, with shape (..., B)."""
+        return value.sum(tuple(range(-self.event_dims, 0))) if self.event_dims else value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats, with shape (..., B), of values with shape (..., B, *event)."""
+        standard = (value - self.loc) * torch.exp(-self.log_scale)
+        return self.sum_event(-0.5 * (standard**2 + _LOG_TWO_PI) - self.log_scale)
+
+
+class WrappedNormal(Normal):
+    r"""A normal angle on the circle: :math:`p(\theta) = \sum_k N(\theta + 2 \pi k; \mu, \sigma^2)`.
+
+    Samples are not wrapped: nothing that an angle is used for can tell.
+    """
+
+    # Beyond this standard deviation the density is uniform to 2e-7, and fewer turns suffice.
+    _WIDEST = 4.0
+    _TURNS = 4
+    _POINTS = 256
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density on the circle in nats per radian, with shape (..., B)."""
+        log_scale = self.log_scale.clamp(max=math.log(self._WIDEST))
+        offset = torch.remainder(value - self.loc + math.pi, 2 * math.pi) - math.pi
+        turns = torch.arange(-self._TURNS, self._TURNS + 1, device=offset.device)
+        distance = offset.unsqueeze(-1) + 2 * math.pi * turns.to(offset)
+        standard = distance * torch.exp(-log_scale).unsqueeze(-1)
+        return torch.logsumexp(-0.5 * (standard**2 + _LOG_TWO_PI), -1) - log_scale
+
+    def entropy(self) -> Tensor:
+        """Differential entropy on the circle in nats, with shape (B,).
+
+        There is no closed form. A narrow density does not reach around the circle and has the
+        entropy of the normal; otherwise the trapezoidal rule, which converges exponentially on
+        a periodic function.
+        """
+        narrow = 0.5 * (1 + _LOG_TWO_PI) + self.log_scale
+        # Up to 0.5 rad the mass beyond half a turn is below 4e-10.
+        wide = WrappedNormal(
+            torch.zeros_like(self.loc).unsqueeze(-1),
+            self.log_scale.clamp(min=math.log(0.4)).unsqueeze(-1),
+        )
+        angles = torch.arange(self._POINTS, device=self.loc.device) / self._POINTS
+        angles = (angles * 2 - 1).to(self.loc) * math.pi
+        log_density = wide.log_prob(angles.expand(*self.loc.shape, self._POINTS))
+        integral = -(log_density.exp() * log_density).mean(-1) * 2 * math.pi
+        return torch.where(self.log_scale < math.log(0.5), narrow, integral)

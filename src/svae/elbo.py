@@ -1,0 +1,45 @@
+"""The evidence lower bound of images, image by image."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["ELBO"]
+
+
+@dataclass(frozen=True)
+class ELBO:
+    r"""The bound of each image in nats, constants included (spatial-VAE eq. 4).
+
+    .. math:: \mathrm{ELBO} = E_q[\log p(y | z, \theta, \Delta x)] - \sum_k KL_k
+
+    What is reported and what is optimised are two things with two names: `value` is the bound;
+    `objective` is what training ascends, with `beta` and with the terms that a prior puts in the
+    place of its exact divergence (eq. 3).
+
+    Arguments:
+        log_likelihood: The expected log-likelihood, with shape (B,).
+        kl: The divergence of every latent variable, each with shape (B,).
+        optimised_kl: The terms that stand in for `kl` in the objective, each with shape (B,).
+    """
+
+    log_likelihood: Tensor
+    kl: dict[str, Tensor]
+    optimised_kl: dict[str, Tensor]
+
+    @property
+    def value(self) -> Tensor:
+        """The evidence lower bound, with shape (B,)."""
+        return self.log_likelihood - _total(self.kl, self.log_likelihood)
+
+    def objective(self, beta: float = 1.0) -> Tensor:
+        """What training maximises, with shape (B,): the bound where beta is 1 and no term differs.
+
+        References:
+            beta-VAE: learning basic visual concepts (Higgins et al., 2017), eq. 4.
+        """
+        return self.log_likelihood - beta * _total(self.optimised_kl, self.log_likelihood)
+
+
+def _total(terms: dict[str, Tensor], like: Tensor) -> Tensor:
+    return sum(terms.values(), start=like.new_zeros(()))

@@ -1,0 +1,6 @@
+"""Encoders: an image to features, from which a posterior is made."""
+
+from svae.encoders.cnn import CNN
+from svae.encoders.mlp import MLP
+
+__all__ = ["CNN", "MLP"]

@@ -1,0 +1,25 @@
+"""Writing files whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["write_atomic", "write_metrics"]
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that an interruption leaves the old content or the new, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
+    """Write `split/name: number` pairs as JSON, sorted by name."""
+    write_atomic(path, json.dumps(dict(sorted(metrics.items())), indent=2) + "\n")

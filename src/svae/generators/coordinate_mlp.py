@@ -1,0 +1,158 @@
+r"""The spatial generator: one function of the coordinate describes the whole image.
+
+.. math:: \log p(y | z, \theta, \Delta x) = \sum_i \log p_g(y_i | R(-\theta)(x_i - shift), z)
+
+References:
+    Explicitly disentangling image content from translation and rotation with spatial-VAE
+    (Bepler et al., 2019), equations 1 and 2.
+    Fourier features let networks learn high frequency functions in low dimensional domains
+    (Tancik et al., 2020), as used by TARGET-VAE (Nasiri and Bepler, 2022).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import bilinear, linear
+
+from svae.checks import at_least, image_shape_of, positive
+from svae.generators.chunks import in_chunks
+from svae.geometry import pixel_size
+from svae.networks import activation_named, compute_dtype, hidden_layers
+
+__all__ = ["CoordinateMLP"]
+
+
+class ExpandedCoordinates(nn.Module):
+    """Coordinates with their squares and products: (x, y, x^2, y^2, x y) in two dimensions."""
+
+    def __init__(self, coord_dims: int) -> None:
+        super().__init__()
+        self.out_features = coord_dims * (coord_dims + 3) // 2
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """From (..., D) to (..., D (D + 3) / 2)."""
+        axes = coords.unbind(-1)
+        products = [a * b for i, a in enumerate(axes) for b in axes[i + 1 :]]
+        return torch.stack([*axes, *(a**2 for a in axes), *products], dim=-1)
+
+
+class FourierFeatures(nn.Module):
+    r"""Random Fourier features :math:`\cos(W x / \sigma + b)`, W normal and b uniform.
+
+    Arguments:
+        coord_dims: The number of coordinates D.
+        count: The number of features.
+        scale: The length :math:`\sigma` in grid units (TARGET-VAE: one pixel).
+        learnable: Whether W and b are trained, as in TARGET-VAE's own runs.
+    """
+
+    def __init__(self, coord_dims: int, count: int, scale: float, learnable: bool) -> None:
+        super().__init__()
+        self.out_features = count
+        self.weight = nn.Parameter(torch.randn(count, coord_dims) / scale, learnable)
+        self.bias = nn.Parameter(torch.rand(count) * 2 * math.pi, learnable)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """From (..., D) to (..., count)."""
+        return torch.cos(linear(coords, self.weight, self.bias))
+
+
+class CoordinateMLP(nn.Module):
+    """A multilayer perceptron from an object-frame coordinate and content to a pixel.
+
+    Arguments:
+        image_shape: The shape of the images, (C, H, W): how large a pixel is.
+        z_dim: The length of the content; may be 0.
+        out_features: How many numbers describe a pixel (the likelihood says).
+        coord_dims: The number of coordinates; 2 for images.
+        hidden: The width of every layer.
+        layers: The number of hidden layers.
+        activation: tanh, leaky_relu, gelu or silu.
+        residual: Whether the layers after the first have residual connections.
+        expand_coords: Whether squares and products of the coordinates are inputs too.
+        bilinear: Whether products of coordinates and content enter the first layer.
+        fourier_features: The number of random Fourier features; 0 for plain coordinates.
+        fourier_scale_px: The length that they resolve, in pixels.
+        fourier_learnable: Whether they are trained.
+        chunk_pixels: How many pixels are evaluated at once; smaller takes less memory.
+    """
+
+    #: Pose and single pixels make sense: the generator is a function of the coordinate.
+    coordinate_based = True
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        z_dim: int,
+        out_features: int,
+        *,
+        coord_dims: int = 2,
+        hidden: int = 500,
+        layers: int = 2,
+        activation: str = "tanh",
+        residual: bool = False,
+        expand_coords: bool = False,
+        bilinear: bool = False,
+        fourier_features: int = 0,
+        fourier_scale_px: float = 1.0,
+        fourier_learnable: bool = False,
+        chunk_pixels: int = 4096,
+    ) -> None:
+        super().__init__()
+        _, height, width = image_shape_of(image_shape)
+        self.chunk_pixels = at_least("chunk_pixels", chunk_pixels, 1)
+        at_least("hidden", hidden, 1)
+        at_least("z_dim", z_dim, 0)
+        self.features: nn.Module = nn.Identity()
+        in_features = at_least("coord_dims", coord_dims, 1)
+        if at_least("fourier_features", fourier_features, 0):
+            if expand_coords:
+                raise ValueError("expand_coords: expected false together with fourier_features")
+            scale = positive("fourier_scale_px", fourier_scale_px) * pixel_size(height, width)
+            self.features = FourierFeatures(
+                coord_dims, fourier_features, scale, fourier_learnable
+            )
+            in_features = fourier_features
+        elif expand_coords:
+            self.features = ExpandedCoordinates(coord_dims)
+            in_features = self.features.out_features
+
+        self.from_coords = nn.Linear(in_features, hidden)
+        self.from_z = nn.Linear(z_dim, hidden, bias=False) if z_dim else None
+        self.bilinear = (
+            nn.Bilinear(in_features, z_dim, hidden, bias=False) if bilinear and z_dim else None
+        )
+        self.activation = activation_named(activation)
+        self.hidden = hidden_layers(
+            hidden, at_least("layers", layers, 1) - 1, activation, residual
+        )
+        self.to_pixel = nn.Linear(hidden, out_features)
+
+    def forward(self, coords: Tensor, z: Tensor) -> Tensor:
+        """The parameters of each pixel.
+
+        Arguments:
+            coords: Coordinates in the object frame, with shape (B, N, D).
+            z: Content, with shape (B, z_dim).
+
+        Returns:
+            Pixel parameters, with shape (B, N, out_features).
+        """
+        return in_chunks(self.pixels, coords, z, self.chunk_pixels)
+
+    def pixels(self, coords: Tensor, z: Tensor) -> Tensor:
+        """`forward` in one piece; shapes as there."""
+        # The first layer in full precision: bfloat16 would round a coordinate to half a pixel.
+        with torch.autocast(coords.device.type, enabled=False):
+            features = self.features(coords)
+            h = self.from_coords(features)
+            if self.from_z is not None:
+                h = h + self.from_z(z).unsqueeze(1)
+            if self.bilinear is not None:
+                z_rows = z.unsqueeze(1).expand(*coords.shape[:2], -1)
+                h = h + bilinear(features, z_rows.contiguous(), self.bilinear.weight)
+
+        h = self.activation(h.to(compute_dtype(h)))
+        return self.to_pixel(self.hidden(h))

@@ -1,0 +1,117 @@
+r"""The frame: pixel grids, rotation, the object frame and the units of a pose.
+
+This file owns every sign and axis of the project.
+
+* Coordinates have the last axis `(x, y)`: x to the right, y **up**. Pixel centres run from -1 to
+  +1 along the longer side of the image; both axes share that scale. Row 0 of an image is the top.
+* `theta` is in radians, counter-clockwise as seen in the image.
+* `shift` is the object's centre in the **image** frame, in grid units.
+* An image is an object that was turned, then moved:
+
+  .. math:: image(x) = object(R(-\theta)(x - shift)), \qquad
+            R(\theta) = \begin{pmatrix} \cos\theta & -\sin\theta \\
+                                        \sin\theta & \cos\theta \end{pmatrix}.
+
+The papers write the same with other signs. Both multiply row vectors by
+`[[cos, sin], [-sin, cos]]`, which turns *coordinates* counter-clockwise and so the picture
+clockwise: their angle is `-theta`. spatial-VAE (eq. 2) rotates first and adds its
+`dx = -R(-theta) shift` in the object frame; TARGET-VAE subtracts the shift first, as here.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+__all__ = [
+    "pixel_grid",
+    "pixel_size",
+    "rotate",
+    "rotate_image",
+    "to_object_frame",
+    "transform_image",
+    "wrap_angle",
+]
+
+
+def pixel_size(height: int, width: int) -> float:
+    """Distance between neighbouring pixel centres in grid units: 2 / (longer side - 1)."""
+    longer = max(height, width)
+    if min(height, width) < 1 or longer < 2:
+        raise ValueError(f"image: expected at least 2 pixels along a side, got {height}x{width}")
+    return 2.0 / (longer - 1)
+
+
+def pixel_grid(height: int, width: int) -> Tensor:
+    """Coordinates of all pixel centres, row by row from the top left.
+
+    Returns:
+        The grid, with shape (H*W, 2), float64. Rows run downwards, so y falls along them.
+    """
+    step = pixel_size(height, width)
+    # By count and never by step, so that the length is right for every size.
+    x = (torch.arange(width, dtype=torch.float64) - (width - 1) / 2) * step
+    y = ((height - 1) / 2 - torch.arange(height, dtype=torch.float64)) * step
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack((columns, rows), dim=-1).flatten(0, 1)
+
+
+def rotate(points: Tensor, theta: Tensor) -> Tensor:
+    r"""Turn points counter-clockwise about the origin, :math:`R(\theta) x`.
+
+    Arguments:
+        points: The points, with shape (..., 2).
+        theta: The angles in radians, with a shape that broadcasts against `points[..., 0]`.
+    """
+    # Element by element rather than as a matrix product: autocast would round that to bfloat16,
+    # and a coordinate needs its 24 bits.
+    cos, sin = torch.cos(theta), torch.sin(theta)
+    x, y = points.unbind(-1)
+    return torch.stack((cos * x - sin * y, sin * x + cos * y), dim=-1)
+
+
+def to_object_frame(coords: Tensor, theta: Tensor, shift: Tensor) -> Tensor:
+    r"""Image coordinates seen from the object, :math:`R(-\theta)(x - shift)` (spatial-VAE eq. 2).
+
+    Arguments:
+        coords: Points in the image frame, with shape (N, 2) or (..., N, 2).
+        theta: Angles in radians, with shape (...).
+        shift: Object centres in grid units, with shape (..., 2).
+
+    Returns:
+        Points in the object frame, with shape (..., N, 2).
+    """
+    return rotate(coords - shift.unsqueeze(-2), -theta.unsqueeze(-1))
+
+
+def transform_image(image: Tensor, theta: Tensor, shift: Tensor) -> Tensor:
+    """Turn every image by `theta`, then move it by `shift`: bilinear, zeros outside.
+
+    Arguments:
+        image: Objects, with shape (B, C, H, W).
+        theta: Angles in radians, counter-clockwise, with shape (B,).
+        shift: Displacements in grid units, with shape (B, 2).
+
+    Returns:
+        The images, with shape (B, C, H, W).
+    """
+    _, _, height, width = image.shape
+    grid = pixel_grid(height, width).to(image)
+    source = to_object_frame(grid, theta.to(image), shift.to(image))
+    # `grid_sample` wants y down and each axis in units of its own half side.
+    half = torch.tensor([width - 1, height - 1], dtype=image.dtype, device=image.device)
+    half = half.clamp(min=1) * pixel_size(height, width) / 2
+    source = source / half * torch.tensor([1, -1], dtype=image.dtype, device=image.device)
+    source = source.unflatten(-2, (height, width))
+    return grid_sample(image, source, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def rotate_image(image: Tensor, theta: Tensor) -> Tensor:
+    """Turn every image counter-clockwise about its centre; shapes as in `transform_image`."""
+    return transform_image(image, theta, theta.new_zeros(len(theta), 2))
+
+
+def wrap_angle(theta: Tensor) -> Tensor:
+    """The same angles within [-pi, pi)."""
+    return torch.remainder(theta + math.pi, 2 * math.pi) - math.pi

@@ -1,0 +1,93 @@
+"""Configs to objects: the one place that does it, with every key and type checked first."""
+
+import inspect
+import os
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+__all__ = ["instantiate"]
+
+#: What a config may name: a config from elsewhere must not be able to run any code it likes.
+_TRUSTED = ("svae.", "pytorch_lightning.", "torch.nn.", "torch.optim.")
+
+
+def instantiate(config: DictConfig, where: str, **more: Any) -> Any:
+    """The object that a config describes.
+
+    Arguments:
+        config: A node with `_target_`, or a mapping of such nodes.
+        where: The name of the node, for messages.
+        more: Further arguments of the target.
+
+    Raises:
+        ValueError: A key that the target does not take, or a value of another type than it says;
+            a value that is missing; or a target outside of `svae`, `pytorch_lightning`,
+            `torch.nn` and `torch.optim`. `SVAE_TRUSTED_TARGETS` adds packages of one's own,
+            separated by commas.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    _check(plain, where, more)
+    return hydra.utils.instantiate(plain, _convert_="all", **more)
+
+
+def _check(node: Any, where: str, more: Mapping[str, Any]) -> None:
+    if isinstance(node, list):
+        for i, item in enumerate(node):
+            _check(item, f"{where}[{i}]", {})
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        _check(value, f"{where}.{key}", {})
+    if "_target_" in node:
+        _check_call(node, where, more)
+
+
+def _check_call(node: dict[str, Any], where: str, more: Mapping[str, Any]) -> None:
+    name = node["_target_"]
+    own = tuple(f"{p}." for p in os.environ.get("SVAE_TRUSTED_TARGETS", "").split(",") if p)
+    if not isinstance(name, str) or not name.startswith(_TRUSTED + own):
+        raise ValueError(
+            f"{where}._target_: {name!r} is not from svae, pytorch_lightning, torch.nn or "
+            "torch.optim; set SVAE_TRUSTED_TARGETS to a package of your own to allow it"
+        )
+    try:
+        target = hydra.utils.get_object(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where}._target_: {name!r} does not exist") from error
+    parameters = inspect.signature(target).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    given = {key: value for key, value in node.items() if not key.startswith("_")}
+    for key, value in given.items():
+        if key not in parameters and not open_ended:
+            raise ValueError(
+                f"{where}.{key}: {name} takes no such argument; it takes "
+                f"{', '.join(k for k in parameters if k not in more)}"
+            )
+        if value == "???":
+            raise ValueError(f"{where}.{key}: a value is missing")
+        if name.startswith("svae."):
+            _check_type(value, _annotation(target, key), f"{where}.{key}")
+
+
+def _annotation(target: Callable[..., Any], key: str) -> Any:
+    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    return typing.get_type_hints(function).get(key, Any)
+
+
+def _check_type(value: Any, annotation: Any, where: str) -> None:
+    """Compare plain values with int, float, bool, str and None; anything else is let through."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    accepted = typing.get_args(annotation) if union else (annotation,)
+    if not set(accepted) <= {int, float, bool, str, types.NoneType} or isinstance(value, dict):
+        return
+    fits = type(value) in accepted or (type(value) is int and float in accepted)
+    if not fits:
+        names = [getattr(kind, "__name__", str(kind)) for kind in accepted]
+        expected = " or ".join("null" if name == "NoneType" else name for name in names)
+        raise ValueError(f"{where}: expected {expected}, got {value!r}")

@@ -1,0 +1,7 @@
+"""Likelihoods: the parameters of every pixel to the log-likelihood of an image."""
+
+from svae.likelihoods.base import Likelihood
+from svae.likelihoods.bernoulli import Bernoulli
+from svae.likelihoods.gaussian import Gaussian, PerPixelGaussian
+
+__all__ = ["Bernoulli", "Gaussian", "Likelihood", "PerPixelGaussian"]

@@ -1,0 +1,17 @@
+"""What is measured of a model, beside its bound."""
+
+from svae.metrics.circular import circular_correlation, circular_correlation_plain
+from svae.metrics.clustering import clustering_metrics, hungarian_accuracy
+from svae.metrics.collect import MeanPerImage, PerImage
+from svae.metrics.pose import angle_offset, pose_metrics
+
+__all__ = [
+    "MeanPerImage",
+    "PerImage",
+    "angle_offset",
+    "circular_correlation",
+    "circular_correlation_plain",
+    "clustering_metrics",
+    "hungarian_accuracy",
+    "pose_metrics",
+]

@@ -1,0 +1,238 @@
+r"""The spatial variational autoencoder: encoder, posterior, generator and likelihood put together.
+
+.. math:: \mathrm{ELBO}(y) = E_{q(z, \theta, \Delta x | y)}[\log p(y | z, \theta, \Delta x)]
+          - KL(q(z, \theta, \Delta x | y) || p(z, \theta, \Delta x))
+
+References:
+    Explicitly disentangling image content from translation and rotation with spatial-VAE
+    (Bepler et al., 2019), equation 4; equation 5 where no pose is inferred.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from svae.checks import at_least, image_shape_of, positive
+from svae.elbo import ELBO
+from svae.geometry import pixel_grid, rotate_image, to_object_frame
+from svae.latents import Latents
+from svae.likelihoods import Likelihood
+from svae.noise import Noise
+from svae.posteriors import Posterior
+from svae.priors import Prior
+
+__all__ = ["SpatialVAE"]
+
+
+class SpatialVAE(nn.Module):
+    """A variational autoencoder with content, angle and position as latent variables.
+
+    The parts come as factories, because each needs sizes that the others decide.
+
+    Arguments:
+        image_shape: The shape of the images, (C, H, W).
+        z_dim: The length of the content; may be 0.
+        prior: The prior of each latent variable, named `z`, `theta` and `shift`.
+        encoder: From `image_shape` to a network with `out_features`.
+        posterior: From `in_features` and `priors` to a network from features to a `Posterior`.
+        generator: From `image_shape`, `z_dim` and `out_features` to a network from coordinates
+            and content to pixel parameters.
+        likelihood: From `image_shape` to a `Likelihood`.
+        infer_theta: Whether the angle is inferred; otherwise it is zero (eq. 5).
+        infer_shift: Whether the position is inferred; otherwise it is zero (eq. 5).
+        beta: The weight of the divergences in the training objective (beta-VAE; 1 for the bound).
+        pixels_per_image: How many random pixels of each image a training step scores; all of them
+            if null. The estimate of the objective is unbiased; evaluation scores every pixel.
+        augment_rotation: Whether training turns the encoder's input at random (section 4.3).
+        z_delay_epochs: For how many epochs training holds z at zero (section 4.3).
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        z_dim: int,
+        prior: Mapping[str, Prior],
+        encoder: Callable[..., nn.Module],
+        posterior: Callable[..., nn.Module],
+        generator: Callable[..., nn.Module],
+        likelihood: Callable[..., Likelihood],
+        infer_theta: bool = True,
+        infer_shift: bool = True,
+        beta: float = 1.0,
+        pixels_per_image: int | None = None,
+        augment_rotation: bool = False,
+        z_delay_epochs: int = 0,
+    ) -> None:
+        super().__init__()
+        self.image_shape = image_shape_of(image_shape)
+        self.z_dim = at_least("z_dim", z_dim, 0)
+        self.beta = positive("beta", beta)
+        self.pixels_per_image = pixels_per_image
+        self.augment_rotation = augment_rotation
+        self.z_delay_epochs = at_least("z_delay_epochs", z_delay_epochs, 0)
+        wanted = ["z"] + ["theta"] * infer_theta + ["shift"] * infer_shift
+        if missing := [name for name in wanted if name not in prior]:
+            raise ValueError(f"prior: expected one for {', '.join(missing)}, got {list(prior)}")
+        self.priors = nn.ModuleDict({name: prior[name] for name in wanted})
+        self.likelihood = likelihood(image_shape=self.image_shape)
+        self.encoder = encoder(image_shape=self.image_shape)
+        self.posterior = posterior(in_features=self.encoder.out_features, priors=self.priors)
+        self.generator = generator(
+            image_shape=self.image_shape,
+            z_dim=z_dim,
+            out_features=self.likelihood.out_features,
+        )
+        if len(wanted) > 1 and not self.generator.coordinate_based:
+            raise ValueError(
+                "infer_theta, infer_shift: expected false, because the generator "
+                f"{type(self.generator).__name__} has no coordinates that a pose could move"
+            )
+        if pixels_per_image is not None:
+            at_least("pixels_per_image", pixels_per_image, 1)
+            if not self.generator.coordinate_based:
+                raise ValueError(
+                    f"pixels_per_image: expected null for {type(self.generator).__name__}, "
+                    "which generates all pixels at once"
+                )
+        if augment_rotation and not infer_theta:
+            raise ValueError("augment_rotation: expected false where infer_theta is false")
+        # Not a parameter: it follows from the image shape, and stays out of checkpoints.
+        grid = pixel_grid(*self.image_shape[1:]).float()
+        self.register_buffer("grid", grid, persistent=False)
+        self.grid: Tensor
+
+    def infer(self, image: Tensor) -> Posterior:
+        """The approximate posterior of images with shape (B, C, H, W)."""
+        if image.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"image: expected shape (B, {', '.join(map(str, self.image_shape))}), "
+                f"got {tuple(image.shape)}"
+            )
+        return self.posterior(self.encoder(image))
+
+    def elbo(
+        self,
+        image: Tensor,
+        noise: Noise,
+        *,
+        samples: int = 1,
+        pixels: int | None = None,
+        turn_encoder_input: bool = False,
+        hold_z: bool = False,
+    ) -> ELBO:
+        """The bound of every image, estimated from posterior samples (spatial-VAE eq. 4).
+
+        Arguments:
+            image: Images, with shape (B, C, H, W).
+            noise: Where the randomness comes from.
+            samples: The number of posterior samples.
+            pixels: How many pixels per image are scored; the rest is estimated from them, without
+                bias. All by default.
+            turn_encoder_input: Whether the encoder sees each image turned by a random angle,
+                which is then removed from the inferred pose (section 4.3).
+            hold_z: Whether the generator sees z = 0 (section 4.3).
+        """
+        turn = torch.zeros_like(image[:, 0, 0, 0])
+        if turn_encoder_input:
+            turn = noise.uniform("turn").to(image) * 2 * torch.pi
+        q = self.infer(rotate_image(image, turn) if turn_encoder_input else image)
+        latents, weights = q.rsample(samples, noise)
+        latents = latents.turned(-turn)
+        if hold_z:
+            latents = latents.without_content()
+        log_likelihood = self.log_likelihood(image, latents, self._subset(noise, pixels))
+        return ELBO(
+            log_likelihood=(weights * log_likelihood).sum(0),
+            kl=q.kl(self.priors),
+            optimised_kl=q.optimised_kl(self.priors),
+        )
+
+    def training_elbo(self, image: Tensor, noise: Noise, epoch: int) -> ELBO:
+        """`elbo` with the model's training aids, in the given epoch."""
+        return self.elbo(
+            image,
+            noise,
+            pixels=self.pixels_per_image,
+            turn_encoder_input=self.augment_rotation,
+            hold_z=epoch < self.z_delay_epochs,
+        )
+
+    def log_likelihood(
+        self, image: Tensor, latents: Latents, pixels: Tensor | None = None
+    ) -> Tensor:
+        """Log-likelihood of every image given latents, in nats (spatial-VAE eq. 2).
+
+        Arguments:
+            image: Images, with shape (B, C, H, W).
+            latents: Latents, with shape (S, B, ...).
+            pixels: The pixels of each image to score, with shape (B, n), as indices into the
+                flat image; the sum is scaled up to all scored pixels. All by default.
+
+        Returns:
+            The log-likelihoods, with shape (S, B).
+        """
+        target = rearrange(image, "b c h w -> b (h w) c")
+        scored = self.likelihood.scored_pixels
+        scale = 1.0
+        if pixels is not None:
+            scale = len(scored) / pixels.shape[1]
+            coords = self.grid[pixels]
+            target = target.gather(1, pixels.unsqueeze(-1).expand(-1, -1, target.shape[-1]))
+        else:
+            coords = self.grid[scored]
+            target = target[:, scored]
+        count, batch = latents.theta.shape
+        coords = to_object_frame(coords, latents.theta, latents.shift)  # (S, B, n, 2)
+        params = self.generator(coords.flatten(0, 1), latents.z.flatten(0, 1))
+        if not self.generator.coordinate_based:
+            params = params[:, scored]
+        params = params.unflatten(0, (count, batch))
+        return self.likelihood.log_prob(params, target).sum(-1) * scale
+
+    def importance_log_weights(self, image: Tensor, noise: Noise, samples: int) -> Tensor:
+        """log p(y, latents) - log q(latents | y) of posterior samples, with shape (samples, B)."""
+        q = self.infer(image)
+        latents, _ = q.rsample(samples, noise)
+        log_prior = sum(
+            prior.log_prob(getattr(latents, name)) for name, prior in self.priors.items()
+        )
+        return self.log_likelihood(image, latents) + log_prior - q.log_prob(latents)
+
+    @torch.no_grad()
+    def encode(self, image: Tensor, batch_size: int = 500) -> Latents:
+        """The posterior mode of images with shape (B, C, H, W); see `infer` for more."""
+        return Latents.cat([self.infer(part).mode() for part in self._batches(image, batch_size)])
+
+    @torch.no_grad()
+    def decode(self, latents: Latents, batch_size: int = 500) -> Tensor:
+        """The expected images, with shape (B, C, H, W), of latents with shape (B, ...)."""
+        height, width = self.image_shape[1:]
+        images = []
+        for start in range(0, len(latents), batch_size):
+            part = latents[start : start + batch_size].map(lambda value: value.to(self.grid))
+            coords = to_object_frame(self.grid, part.theta, part.shift)
+            mean = self.likelihood.mean(self.generator(coords, part.z))
+            images.append(rearrange(mean, "b (h w) c -> b c h w", h=height, w=width))
+        return torch.cat(images)
+
+    def _batches(self, image: Tensor, batch_size: int) -> Iterator[Tensor]:
+        image = torch.as_tensor(image)
+        if image.ndim == 3 and self.image_shape[0] == 1:
+            image = image.unsqueeze(1)
+        for part in image.split(at_least("batch_size", batch_size, 1)):
+            yield part.to(self.grid)
+
+    def _subset(self, noise: Noise, pixels: int | None) -> Tensor | None:
+        """A random pixel from each of `pixels` equal stretches of every image, shape (B, n).
+
+        Every pixel is drawn with the same probability, and the draws are spread over the image,
+        which makes the estimate less noisy than independent draws.
+        """
+        scored = self.likelihood.scored_pixels
+        if pixels is None or pixels >= len(scored):
+            return None
+        start = torch.arange(pixels, device=scored.device)
+        place = (start + noise.uniform("pixels", pixels)) * (len(scored) / pixels)
+        return scored[place.long().clamp(max=len(scored) - 1)]

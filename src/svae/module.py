@@ -1,0 +1,169 @@
+"""The Lightning module: steps, logging and the optimiser of any `SpatialVAE`."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from svae.checks import at_least
+from svae.datasets.base import Batch
+from svae.elbo import ELBO
+from svae.geometry import pixel_size
+from svae.metrics import MeanPerImage, PerImage, clustering_metrics, pose_metrics
+from svae.metrics.bounds import importance_weighted_bound
+from svae.model import SpatialVAE
+from svae.noise import Noise
+from svae.priors import Prior
+from svae.schedules import Schedule
+
+__all__ = ["VAEModule"]
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+class VAEModule(pl.LightningModule):
+    """Trains and evaluates a model.
+
+    Arguments:
+        model: The model.
+        optimizer: From parameters to an optimiser.
+        scheduler: From an optimiser and the number of training steps to a schedule.
+        seed: The seed of all noise.
+        elbo_samples: Posterior samples per image in validation and test.
+        iwae_samples: Samples of the importance-weighted bound in the test; 0 for none.
+        num_labels: The number of clusters to look for in the test, where there are labels.
+    """
+
+    def __init__(
+        self,
+        model: SpatialVAE,
+        optimizer: OptimizerFactory,
+        scheduler: Schedule,
+        seed: int = 1,
+        elbo_samples: int = 1,
+        iwae_samples: int = 20,
+        num_labels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.seed = seed
+        self.elbo_samples = at_least("elbo_samples", elbo_samples, 1)
+        self.iwae_samples = at_least("iwae_samples", iwae_samples, 0)
+        self.num_labels = num_labels
+
+        # Where a prior trains on another term than its divergence, both are logged.
+        self.replaced = [
+            name
+            for name, prior in model.priors.items()
+            if type(prior).optimised_kl is not Prior.optimised_kl
+        ]
+        bound = ["elbo", "log_likelihood", *(f"kl_{name}" for name in model.priors)]
+        bound += [f"optimised_kl_{name}" for name in self.replaced]
+        # A module may not be named `train`: that is a method of every module.
+        self.means = nn.ModuleDict(
+            {
+                "train_": MeanPerImage([*bound, "objective"]),
+                "val_": MeanPerImage(bound),
+                "test_": MeanPerImage([*bound, "iwae_bound"] if iwae_samples else bound),
+            }
+        )
+        self.per_image: PerImage | None = None
+
+    def setup(self, stage: str) -> None:
+        if stage == "test":
+            known = self.trainer.datamodule.splits["test"]
+            truth = [name for name in ("label", "theta", "shift") if name in known]
+            inferred = [f"inferred_{name}" for name in ("z", "theta", "shift")]
+            self.per_image = PerImage(["index", *inferred, *truth])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        noise = Noise(self.seed, self.global_step, batch["index"])
+        elbo = self.model.training_elbo(batch["image"], noise, self.current_epoch)
+        objective = elbo.objective(self.model.beta)
+        self._update("train", elbo, objective=objective)
+        self.log("elbo", elbo.value.detach().mean(), prog_bar=True, logger=False)
+        if self.trainer.is_last_batch:
+            # Here and not at the epoch's end: callbacks come before the module there.
+            self._log_means("train")
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self.log("train/learning_rate", rate, on_step=False, on_epoch=True, batch_size=1)
+        return -objective.mean()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._update("val", self._bound("val", batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        more = {}
+        if self.iwae_samples:
+            noise = Noise(self.seed, "iwae", batch["index"])
+            log_weights = self.model.importance_log_weights(
+                batch["image"], noise, self.iwae_samples
+            )
+            more["iwae_bound"] = importance_weighted_bound(log_weights)
+        self._update("test", self._bound("test", batch), **more)
+        mode = self.model.infer(batch["image"]).mode()
+        inferred = {
+            "inferred_z": mode.z,
+            "inferred_theta": mode.theta,
+            "inferred_shift": mode.shift,
+        }
+        assert self.per_image is not None
+        names = self.per_image.names
+        self.per_image.update(**inferred, **{k: v for k, v in batch.items() if k in names})
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means("test")
+        assert self.per_image is not None
+        known = self.per_image.compute()
+        self.per_image.reset()
+        model = self.model
+        metrics = pose_metrics(
+            known["inferred_theta"] if "theta" in model.priors else None,
+            known["inferred_shift"] if "shift" in model.priors else None,
+            known.get("theta"),
+            known.get("shift"),
+            pixel_size(*model.image_shape[1:]),
+        )
+        if "label" in known and self.num_labels and model.z_dim:
+            metrics |= clustering_metrics(
+                known["inferred_z"], known["label"], self.num_labels, self.seed
+            )
+        self.log_dict({f"test/{name}": value for name, value in metrics.items()})
+
+    def configure_optimizers(self) -> Any:
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = self.make_optimizer(trained)
+        steps = self.trainer.estimated_stepping_batches
+        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, steps)}
+
+    def _bound(self, split: str, batch: Batch) -> ELBO:
+        # The same noise at every evaluation, so that epochs and runs compare.
+        noise = Noise(self.seed, split, batch["index"])
+        return self.model.elbo(batch["image"], noise, samples=self.elbo_samples)
+
+    def _update(self, split: str, elbo: ELBO, **more: Tensor) -> None:
+        values = {"elbo": elbo.value, "log_likelihood": elbo.log_likelihood} | more
+        values |= {f"kl_{name}": kl for name, kl in elbo.kl.items()}
+        values |= {f"optimised_kl_{name}": elbo.optimised_kl[name] for name in self.replaced}
+        self.means[f"{split}_"].update(**{k: v.detach() for k, v in values.items()})
+
+    def _log_means(self, split: str) -> None:
+        metric = self.means[f"{split}_"]
+        for name, value in metric.compute().items():
+            # Already the mean over all images of all processes: there is nothing to reduce.
+            shown = split == "val" and name == "elbo"
+            self.log(
+                f"{split}/{name}",
+                value,
+                prog_bar=shown,
+                on_step=False,
+                on_epoch=True,
+                batch_size=1,
+            )
+        metric.reset()

@@ -1,0 +1,85 @@
+r"""The mean-field posterior: every latent variable on its own.
+
+.. math:: q(z, \theta, \Delta x | y) = q(z | y) \, q(\theta | y) \, q(\Delta x | y)
+
+References:
+    Explicitly disentangling image content from translation and rotation with spatial-VAE
+    (Bepler et al., 2019), section 2.2 and equation 4.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from svae.distributions import Normal
+from svae.latents import Latents
+from svae.noise import Noise
+from svae.priors import Prior
+
+__all__ = ["MeanField", "MeanFieldPosterior"]
+
+
+class MeanFieldPosterior:
+    """Independent factors. A pose variable without a factor is fixed at zero (eq. 5).
+
+    Arguments:
+        factors: The posterior of each inferred variable, by its name in `Latents`.
+    """
+
+    def __init__(self, factors: Mapping[str, Normal]) -> None:
+        self.factors = factors
+
+    def _latents(self, values: Mapping[str, Tensor]) -> Latents:
+        z = values["z"]
+        theta = values.get("theta", z.new_zeros(z.shape[:-1]))
+        shift = values.get("shift", z.new_zeros(*z.shape[:-1], 2))
+        return Latents(z, theta, shift)
+
+    def rsample(self, count: int, noise: Noise) -> tuple[Latents, Tensor]:
+        samples = {name: q.rsample(count, noise, name) for name, q in self.factors.items()}
+        latents = self._latents(samples)
+        return latents, torch.full_like(latents.theta, 1 / count)
+
+    def mode(self) -> Latents:
+        return self._latents({name: q.mode for name, q in self.factors.items()})
+
+    def uncertainty(self) -> Latents:
+        return self._latents({name: q.stddev for name, q in self.factors.items()})
+
+    def kl(self, priors: Mapping[str, Prior]) -> dict[str, Tensor]:
+        return {name: priors[name].kl(q) for name, q in self.factors.items()}
+
+    def optimised_kl(self, priors: Mapping[str, Prior]) -> dict[str, Tensor]:
+        return {name: priors[name].optimised_kl(q) for name, q in self.factors.items()}
+
+    def log_prob(self, latents: Latents) -> Tensor:
+        terms = [q.log_prob(getattr(latents, name)) for name, q in self.factors.items()]
+        return torch.stack(terms).sum(0)
+
+
+class MeanField(nn.Module):
+    """The head that turns features into a `MeanFieldPosterior`.
+
+    Arguments:
+        in_features: The length of the feature vector.
+        priors: The prior of each variable to infer, by its name in `Latents`; `z` among them.
+    """
+
+    def __init__(self, in_features: int, priors: Mapping[str, Prior]) -> None:
+        super().__init__()
+        if "z" not in priors or not set(priors) <= {"z", "theta", "shift"}:
+            raise ValueError(f"priors: expected z, and theta or shift, got {sorted(priors)}")
+        # Kept out of the module tree: the model owns the priors.
+        self._families = {name: prior.family for name, prior in priors.items()}
+        self._sizes = [prior.num_params for prior in priors.values()]
+        self.head = nn.Linear(in_features, sum(self._sizes))
+
+    def forward(self, features: Tensor) -> MeanFieldPosterior:
+        """The posterior of each image, from features with shape (B, in_features)."""
+        # In full precision: bfloat16 would round an angle to a degree.
+        with torch.autocast(features.device.type, enabled=False):
+            params = self.head(features.to(self.head.weight.dtype))
+        parts = params.split(self._sizes, dim=-1)
+        pairs = zip(self._families.items(), parts, strict=True)
+        return MeanFieldPosterior({name: family(part) for (name, family), part in pairs})

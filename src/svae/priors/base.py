@@ -1,0 +1,50 @@
+"""What a prior answers."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from svae.distributions import Normal
+
+__all__ = ["Prior"]
+
+
+class Prior(nn.Module, ABC):
+    """The prior of one latent variable.
+
+    It decides the family of the approximate posterior as well: a prior on the circle asks for a
+    posterior on the circle. A new prior is a subclass in a file of its own and a config file.
+    """
+
+    #: How many numbers a network gives for each posterior of this variable.
+    num_params: int
+
+    @abstractmethod
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats, with shape (...), of values with shape (..., *event)."""
+
+    @abstractmethod
+    def family(self, params: Tensor, around: Tensor | float = 0.0) -> Normal:
+        """The approximate posterior with these parameters.
+
+        Arguments:
+            params: A network's output, with shape (..., num_params).
+            around: The offset that the posterior is centred on, broadcastable to (..., *event).
+        """
+
+    @abstractmethod
+    def kl(self, q: Normal) -> Tensor:
+        """The divergence KL(q || prior) in nats, with shape (...): what is reported."""
+
+    def optimised_kl(self, q: Normal) -> Tensor:
+        """The term that training minimises in the place of `kl`, where the two differ."""
+        return self.kl(q)
+
+    @abstractmethod
+    def on_lattice(self, points: Tensor) -> "tuple[Tensor, Prior | None]":
+        """The prior for a posterior that first picks one of `points`.
+
+        Returns:
+            The log-weights of the points (they sum to one), with shape (M,); and the prior
+            around each point, or `None` where the variable lies on the points themselves.
+        """

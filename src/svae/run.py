@@ -1,0 +1,115 @@
+"""Run directories: what a training leaves behind, and how a model comes back from it."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from svae.datasets import ImageDataModule
+from svae.hardware import accelerator_at_hand, fast_precision
+from svae.instantiate import instantiate
+from svae.model import SpatialVAE
+from svae.module import VAEModule
+
+__all__ = ["build_module", "checkpoint_path", "load", "read_config", "resolve_hardware"]
+
+
+def read_config(run: str | Path) -> DictConfig:
+    """The resolved config of a run directory.
+
+    Raises:
+        FileNotFoundError: The folder is not a run directory.
+    """
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"run: {run} is not a run directory (it has no config.yaml); expected one such as "
+            "outputs/train/<date>"
+        )
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def checkpoint_path(run: str | Path, checkpoint: str = "best") -> Path:
+    """The file of the checkpoint `best` or `last` of a run directory."""
+    path = Path(run) / "checkpoints" / f"{checkpoint}.ckpt"
+    if not path.is_file():
+        there = sorted(p.stem for p in path.parent.glob("*.ckpt"))
+        raise FileNotFoundError(
+            f"checkpoint: {path} does not exist; there is {', '.join(there) or 'none'}"
+        )
+    return path
+
+
+def resolve_hardware(trainer: DictConfig) -> None:
+    """Write what `auto` means on this machine into a trainer's config."""
+    if trainer.accelerator == "auto":
+        trainer.accelerator = accelerator_at_hand()
+    if trainer.precision == "auto":
+        trainer.precision = fast_precision(trainer.accelerator)
+
+
+def build_module(config: DictConfig, datamodule: ImageDataModule) -> VAEModule:
+    """The Lightning module that a config describes, with the model freshly initialised."""
+    return VAEModule(
+        model=instantiate(config.model, "model"),
+        optimizer=instantiate(config.optimizer, "optimizer"),
+        scheduler=instantiate(config.scheduler, "scheduler"),
+        seed=config.seed,
+        num_labels=datamodule.num_labels,
+        **config.evaluation,
+    )
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint: tensors and plain containers, no code.
+
+    Raises:
+        ValueError: The file is not a whole checkpoint of this program.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"ckpt_path: {path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content["state_dict"]
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: not a whole checkpoint of svae ({type(error).__name__})") from error
+    return content
+
+
+def load_weights(module: VAEModule, path: str | Path) -> None:
+    """Put the weights of a checkpoint into a module.
+
+    Raises:
+        ValueError: The checkpoint is of another model.
+    """
+    state = read_checkpoint(path)["state_dict"]
+    own = module.state_dict()
+    missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
+    wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    if missing or unknown or wrong:
+        name = sorted(wrong or missing or unknown)[0]
+        shapes = [tuple(s[name].shape) if name in s else "absent" for s in (state, own)]
+        raise ValueError(
+            f"{path}: a checkpoint of another model; {name} is {shapes[0]} in the checkpoint and "
+            f"{shapes[1]} in the model (check model, z_dim and the image size)"
+        )
+    module.load_state_dict(state)
+
+
+def load(run: str | Path, checkpoint: str = "best") -> SpatialVAE:
+    """A trained model from its run directory alone, ready for `encode` and `decode`.
+
+    Arguments:
+        run: The run directory.
+        checkpoint: `best` or `last`.
+    """
+    config = read_config(run)
+    model: SpatialVAE = instantiate(config.model, "model")
+    state = read_checkpoint(checkpoint_path(run, checkpoint))["state_dict"]
+    prefix = "model."
+    model.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+    return model.eval()
