@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,9 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
 
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> Any:
+            # Lightning's advertisements and advice; its warnings stay.
+            logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             try:
                 return task(cfg)
             except UserError as error:

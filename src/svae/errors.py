@@ -14,8 +14,9 @@ class UserError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks."""
-    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    """The message of an error without line breaks, or its kind where it has none."""
+    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    return text[:400] or type(error).__name__
 
 
 @contextmanager

@@ -42,10 +42,11 @@ def _check(node: Any, where: str, more: Mapping[str, Any]) -> None:
             _check(item, f"{where}[{i}]", {})
     if not isinstance(node, dict):
         return
-    for key, value in node.items():
-        _check(value, f"{where}.{key}", {})
+    # The node before what is in it: a value that others are interpolated from is named first.
     if "_target_" in node:
         _check_call(node, where, more)
+    for key, value in node.items():
+        _check(value, f"{where}.{key}", {})
 
 
 def _check_call(node: dict[str, Any], where: str, more: Mapping[str, Any]) -> None:
@@ -71,22 +72,32 @@ def _check_call(node: dict[str, Any], where: str, more: Mapping[str, Any]) -> No
             )
         if value == "???":
             raise ValueError(f"{where}.{key}: a value is missing")
-        if name.startswith("svae."):
-            _check_type(value, _annotation(target, key), f"{where}.{key}")
+        _check_type(value, _annotation(target, key), f"{where}.{key}")
 
 
 def _annotation(target: Callable[..., Any], key: str) -> Any:
     function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
-    return typing.get_type_hints(function).get(key, Any)
+    try:
+        return typing.get_type_hints(function).get(key, Any)
+    except (NameError, TypeError):  # a library's annotation that only a type checker can read
+        return Any
+
+
+_PLAIN = {int, float, bool, str, types.NoneType}
 
 
 def _check_type(value: Any, annotation: Any, where: str) -> None:
-    """Compare plain values with int, float, bool, str and None; anything else is let through."""
+    """Compare plain values with int, float, bool, str and None; what is no such type is let be."""
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     accepted = typing.get_args(annotation) if union else (annotation,)
-    if not set(accepted) <= {int, float, bool, str, types.NoneType} or isinstance(value, dict):
+    if isinstance(value, dict):
         return
-    fits = type(value) in accepted or (type(value) is int and float in accepted)
+    if set(accepted) <= _PLAIN:
+        fits = type(value) in accepted or (type(value) is int and float in accepted)
+    else:
+        # Of "a number or a tensor", a word is neither.
+        classes = all(inspect.isclass(kind) for kind in accepted)
+        fits = not (isinstance(value, str) and classes and str not in accepted)
     if not fits:
         names = [getattr(kind, "__name__", str(kind)) for kind in accepted]
         expected = " or ".join("null" if name == "NoneType" else name for name in names)

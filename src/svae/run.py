@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from svae.datasets import ImageDataModule
+from svae.errors import one_line
 from svae.hardware import accelerator_at_hand, fast_precision
 from svae.instantiate import instantiate
 from svae.model import SpatialVAE
@@ -45,9 +46,15 @@ def checkpoint_path(run: str | Path, checkpoint: str = "best") -> Path:
 
 
 def resolve_hardware(trainer: DictConfig) -> None:
-    """Write what `auto` means on this machine into a trainer's config."""
+    """Write what `auto` means on this machine into a trainer's config.
+
+    Raises:
+        ValueError: A GPU was asked for and there is none.
+    """
     if trainer.accelerator == "auto":
         trainer.accelerator = accelerator_at_hand()
+    if trainer.accelerator in ("gpu", "cuda") and accelerator_at_hand() != "gpu":
+        raise ValueError("trainer.accelerator: torch finds no GPU here; use trainer=cpu")
     if trainer.precision == "auto":
         trainer.precision = fast_precision(trainer.accelerator)
 
@@ -75,8 +82,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         content["state_dict"]
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a whole checkpoint of svae ({type(error).__name__})") from error
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        LookupError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise ValueError(f"{path}: not a whole checkpoint of svae ({one_line(error)})") from error
     return content
 
 

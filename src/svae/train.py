@@ -32,11 +32,13 @@ def train(cfg: DictConfig) -> float:
         datamodule, module, trainer, best = prepare(cfg)
     trainer.fit(module, datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
     metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if "/" in k}
-    assert best.best_model_score is not None
-    metrics["val/elbo"] = best.best_model_score.item()
+    if best.best_model_score is not None:
+        metrics["val/elbo"] = best.best_model_score.item()
 
     if cfg.test and not trainer.interrupted:
-        trainer.test(module, datamodule, best.best_model_path, verbose=False, weights_only=True)
+        # Where no epoch was validated, nothing was chosen: the weights are the last.
+        chosen = best.best_model_path or None
+        trainer.test(module, datamodule, chosen, verbose=False, weights_only=True)
         metrics |= {k: v.item() for k, v in trainer.callback_metrics.items()}
 
     if trainer.is_global_zero:
@@ -44,7 +46,7 @@ def train(cfg: DictConfig) -> float:
         summary = [f"{k} {metrics[k]:.4g}" for k in SUMMARY if k in metrics]
         log.info(", ".join(summary))
         log.info("run directory: %s", cfg.output_dir)
-    return metrics["val/elbo"]
+    return metrics.get("val/elbo", float("nan"))
 
 
 #: What the last line of a run tells, where it was measured.

@@ -1,13 +1,14 @@
 """Figures: which image lies where, one scale for what is compared, and labels inside the page."""
 
 import io
-import sys
 from statistics import NormalDist
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from matplotlib._pylab_helpers import Gcf
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -199,8 +200,8 @@ def test_reconstruction_arguments_are_checked() -> None:
 
 
 def test_pyplot_knows_nothing_of_the_figures() -> None:
+    before = list(Gcf.figs)
     images = torch.zeros(4, 1, 8, 8)
-    figures = [reconstruction_figure(images, images, images), manifold_figure(images, 2)]
-    assert all(type(figure.canvas).__name__ == "FigureCanvasAgg" for figure in figures)
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    assert pyplot is None or not {f.number for f in figures if hasattr(f, "number")}
+    for figure in (reconstruction_figure(images, images, images), manifold_figure(images, 2)):
+        assert type(figure.canvas) is FigureCanvasAgg
+    assert list(Gcf.figs) == before

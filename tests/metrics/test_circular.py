@@ -45,7 +45,7 @@ def test_offsets_full_turns_and_order_change_nothing(correlation, generator) -> 
     a = uniform(40, generator)
     b = a + 0.7 * torch.randn(40, generator=generator, dtype=torch.float64)
     expected = correlation(a, b).item()
-    turns = 2 * math.pi * torch.arange(40)
+    turns = 2 * math.pi * torch.arange(40, dtype=torch.float64)
     assert correlation(b, a).item() == pytest.approx(expected, abs=1e-10)
     assert correlation(a + 1.1, b - 2.3).item() == pytest.approx(expected, abs=1e-10)
     assert correlation(a + turns, b).item() == pytest.approx(expected, abs=1e-10)

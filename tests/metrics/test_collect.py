@@ -3,6 +3,7 @@
 Run as a script, this file is one process of the distributed test.
 """
 
+import contextlib
 import math
 import os
 import subprocess
@@ -165,22 +166,23 @@ def test_a_nan_is_seen() -> None:
 def test_two_processes(tmp_path: Path) -> None:
     """Uneven shares, an image that both saw, and a process without any image."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(tmp_path)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, __file__, str(rank), str(tmp_path)],
+                    env=environment,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for rank in range(2)
+        ]
+        for process in processes:
+            stack.callback(process.kill)
         for process in processes:
             _, errors = process.communicate(timeout=90)
             assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
 
     for name, shares in (("uneven", UNEVEN), ("one_idle", ONE_IDLE)):
         seen = [i for share in shares for batch in share for i in batch]
@@ -189,7 +191,7 @@ def test_two_processes(tmp_path: Path) -> None:
     assert all((tmp_path / f"both_idle_{rank}.txt").exists() for rank in range(2))
 
 
-def process(rank: int, folder: Path) -> None:
+def run_process(rank: int, folder: Path) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
@@ -203,4 +205,4 @@ def process(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    process(int(sys.argv[1]), Path(sys.argv[2]))
+    run_process(int(sys.argv[1]), Path(sys.argv[2]))

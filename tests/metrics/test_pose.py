@@ -133,9 +133,9 @@ def test_images_half_a_turn_off_do_not_spoil_the_offset(
     flipped = math.pi * (torch.arange(200) < part * 200)
     inferred = theta + 0.8 + noise + flipped
     error = pose_metrics(inferred, None, theta, None, PIXEL)["theta_error_deg"]
-    assert error < 2 * 2.0
+    # The larger part holds half of the images, within an arc of twice the largest noise.
+    assert error <= math.degrees(noise.abs().max())
 
-    # The offset is that of the larger part.
     mode = 0.8 + (math.pi if part > 0.5 else 0.0)
     assert abs(wrap_angle(angle_offset(inferred, theta) - mode)) < math.radians(4)
 
@@ -199,7 +199,7 @@ def test_arguments_are_checked(truth: tuple[Tensor, Tensor]) -> None:
     theta, shift = truth
     with pytest.raises(ValueError, match=r"true_shift: expected shape \(200, 2\)"):
         pose_metrics(theta, shift, theta, shift[:3], PIXEL)
-    with pytest.raises(ValueError, match="theta: expected shape .* at least 1"):
+    with pytest.raises(ValueError, match=r"theta: expected shape .* at least 1"):
         pose_metrics(theta[:0], None, theta[:0], None, PIXEL)
     with pytest.raises(ValueError, match="true_theta: expected finite values, got 200"):
         pose_metrics(theta, shift, theta * math.nan, shift, PIXEL)

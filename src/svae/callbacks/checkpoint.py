@@ -32,7 +32,9 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         old = Path(state_dict["best_model_path"])
-        if self.dirpath is not None and state_dict["dirpath"] != self.dirpath and old.is_file():
+        if state_dict["dirpath"] != self.dirpath:
+            if self.dirpath is None or not old.is_file():
+                return  # the best of before is gone; the resumed run finds its own
             new = Path(self.dirpath) / old.name
             new.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(old, new)
@@ -60,3 +62,8 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # The last checkpoint of another run stays where it is.
+        if state_dict["dirpath"] == self.dirpath:
+            super().load_state_dict(state_dict)

@@ -66,9 +66,7 @@ class RotDigits(PosedImages):
         objects = interpolate(small, side, mode="bicubic", align_corners=False).clamp(0, 1)
         labels = torch.from_numpy(digits.target).long()
         # Split by digit, so that all copies of one are on the same side: 70, 10 and 20 percent.
-        order = torch.randperm(
-            len(labels), generator=torch.Generator().manual_seed(self.seed)
-        )
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))
         train, val = int(0.7 * len(labels)), int(0.8 * len(labels))
         rows = {"train": order[:train], "val": order[train:val], "test": order[val:]}
         return objects, labels, rows

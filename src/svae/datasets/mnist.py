@@ -118,7 +118,9 @@ def _read_idx(packed: Path) -> np.ndarray:
     """An array of bytes in the IDX format, without leaving an extracted copy behind."""
     path = _existing(packed)
     if path is None:
-        raise FileNotFoundError(f"MNIST: neither {packed} nor {packed.with_suffix('').name} exists")
+        raise FileNotFoundError(
+            f"MNIST: neither {packed} nor {packed.with_suffix('').name} exists"
+        )
     try:
         if path == packed and not check_integrity(str(path), _MD5[packed.name]):
             raise ValueError("its checksum differs from the published one")
@@ -130,4 +132,6 @@ def _read_idx(packed: Path) -> np.ndarray:
         shape = np.frombuffer(content, ">i4", dims, offset=4).astype(int)
         return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape).copy()
     except (ValueError, IndexError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"MNIST: {path} is damaged ({error}); delete it to fetch it anew") from None
+        raise ValueError(
+            f"MNIST: {path} is damaged ({error}); delete it to fetch it anew"
+        ) from None

@@ -9,6 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 __all__ = ["in_chunks"]
 
+_AT_ONCE = 4
+
 
 def in_chunks(
     function: Callable[[Tensor, Tensor], Tensor], coords: Tensor, z: Tensor, pixels: int
@@ -22,13 +24,14 @@ def in_chunks(
         function: Pixel parameters (b, n, K) from coordinates (b, n, D) and content (b, z_dim).
         coords: Coordinates in the object frame, with shape (B, N, D).
         z: Content, with shape (B, z_dim).
-        pixels: At most this many pixels, counted over images, are in one chunk.
+        pixels: At most this many pixels, counted over images, are in one chunk. Up to four
+            chunks are evaluated in one piece: there, recomputing costs more than it saves.
 
     Returns:
         Pixel parameters, with shape (B, N, K).
     """
     images_total, pixels_total, _ = coords.shape
-    if images_total * pixels_total <= pixels:
+    if images_total * pixels_total <= _AT_ONCE * pixels:
         return function(coords, z)
     if torch.is_grad_enabled():
         # Nothing in a generator is random, so that no generator state needs to be put back.

@@ -76,7 +76,7 @@ class CoordinateMLP(nn.Module):
         fourier_features: The number of random Fourier features; 0 for plain coordinates.
         fourier_scale_px: The length that they resolve, in pixels.
         fourier_learnable: Whether they are trained.
-        chunk_pixels: How many pixels are evaluated at once; smaller takes less memory.
+        chunk_pixels: How many pixels a chunk holds (`in_chunks`); smaller takes less memory.
     """
 
     #: Pose and single pixels make sense: the generator is a function of the coordinate.
@@ -111,9 +111,7 @@ class CoordinateMLP(nn.Module):
             if expand_coords:
                 raise ValueError("expand_coords: expected false together with fourier_features")
             scale = positive("fourier_scale_px", fourier_scale_px) * pixel_size(height, width)
-            self.features = FourierFeatures(
-                coord_dims, fourier_features, scale, fourier_learnable
-            )
+            self.features = FourierFeatures(coord_dims, fourier_features, scale, fourier_learnable)
             in_features = fourier_features
         elif expand_coords:
             self.features = ExpandedCoordinates(coord_dims)

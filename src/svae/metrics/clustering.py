@@ -6,6 +6,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from svae.checks import at_least
@@ -51,7 +52,10 @@ def clustering_metrics(
         reg_covar=GMM_VARIANCE_FLOOR,
         random_state=seed,
     )
-    found = {"": kmeans.fit_predict(points), "_gmm": mixture.fit_predict(points)}
+    # One thread: the matrices are small, and where cores are shared the threads of OpenBLAS and
+    # OpenMP wait for each other ten times longer than they compute.
+    with threadpool_limits(limits=1):
+        found = {"": kmeans.fit_predict(points), "_gmm": mixture.fit_predict(points)}
 
     truth = labels.detach().cpu().numpy()
     metrics: dict[str, float] = {}

@@ -88,8 +88,8 @@ class GaussianAngle(Gaussian):
 
         Around each point lies N(point, c^2) with c half the spacing (TARGET-VAE's pi/R); the
         weights are those of N(0, s^2 - c^2), so that the marginal is the prior that was asked
-        for, N(0, s^2), within 1.5 % where s is above the spacing. A prior narrower than that
-        takes c = s / sqrt(2) and is matched only in its variance.
+        for, N(0, s^2): within 5 % where s is the spacing, 1.5 % where it is wide. A narrower one
+        takes c = s / sqrt(2) at most and is matched only in its variance.
         """
         width = min(math.pi / len(points), self.std / math.sqrt(2))
         weights = Normal(

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from svae.noise import Noise
+from svae.posteriors import MeanField
+from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle
+
+PRIORS = {"z": Gaussian(3), "theta": GaussianAngle(45.0), "shift": GaussianShift(2.0, (1, 9, 9))}
+NOISE = Noise(0, 0, torch.arange(6))
+
+
+def posterior_of(priors):
+    return MeanField(5, priors)(torch.randn(6, 5))
+
+
+def test_shapes_and_weights():
+    latents, weights = posterior_of(PRIORS).rsample(4, NOISE)
+    assert latents.z.shape == (4, 6, 3)
+    assert latents.theta.shape == (4, 6)
+    assert latents.shift.shape == (4, 6, 2)
+    assert_close(weights.sum(0), torch.ones(6))
+
+
+def test_divergence_is_the_expectation_of_the_log_ratio():
+    for priors in (PRIORS, PRIORS | {"theta": UniformAngle()}):
+        q = posterior_of(priors)
+        latents, weights = q.rsample(20_000, NOISE)
+        log_prior = sum(prior.log_prob(getattr(latents, k)) for k, prior in priors.items())
+        ratio = q.log_prob(latents) - log_prior
+        expected = (weights * ratio).sum(0)
+        total = torch.stack(list(q.kl(priors).values())).sum(0)
+        assert_close(total, expected, atol=5 * ratio.std().item() / 20_000**0.5, rtol=0)
+
+
+def test_a_variable_that_is_not_inferred_is_zero():
+    """Equation 5: no term, no noise."""
+    priors = {"z": PRIORS["z"], "shift": PRIORS["shift"]}
+    q = posterior_of(priors)
+    latents, _ = q.rsample(2, NOISE)
+    assert not latents.theta.any()
+    assert latents.shift.all()
+    assert not q.uncertainty().theta.any()
+    assert set(q.kl(priors)) == {"z", "shift"}
+
+
+def test_mode_and_uncertainty_are_those_of_the_factors():
+    q = posterior_of(PRIORS)
+    latents, _ = q.rsample(50_000, NOISE)
+    assert_close(latents.theta.mean(0), q.mode().theta, atol=0.03, rtol=0)
+    assert_close(latents.shift.std(0), q.uncertainty().shift, rtol=0.03, atol=0)
+
+
+def test_the_head_ignores_autocast():
+    head, features = MeanField(5, PRIORS), torch.randn(6, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head(features).mode().theta, head(features).mode().theta)
+        rounded = head(features).mode().theta
+    assert torch.equal(rounded, head(features).mode().theta)
+
+
+def test_content_is_required():
+    with pytest.raises(ValueError, match="priors"):
+        MeanField(5, {"theta": GaussianAngle(45.0)})

@@ -1,0 +1,109 @@
+"""Every file in `conf/` composes, and every choice that runs here runs a batch."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import svae.train
+from svae.paths import conf_dir
+
+CONF = Path(conf_dir())
+QUICK = [
+    "debug=quick",
+    "trainer.enable_progress_bar=false",
+    "~callbacks.progress_bar",
+    "dataset.batch_size=10",
+    "dataset.eval_batch_size=20",
+    "dataset.train_copies=1",
+    "dataset.eval_copies=1",
+]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def compose_train(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+GROUPS = [
+    *("dataset", "model", "prior", "optimizer", "scheduler", "trainer", "callbacks"),
+    *("experiment", "debug", "model/encoder", "model/generator", "model/likelihood"),
+    "model/posterior",
+]
+EVERY = [f"{group}={name}" for group in GROUPS for name in choices(group)]
+
+
+def test_no_group_was_forgotten():
+    groups = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")} - {"."}
+    assert groups == set(GROUPS)
+
+
+@pytest.mark.parametrize("choice", EVERY)
+def test_it_composes(choice):
+    config = compose_train(choice)
+    assert "_target_" in config.model
+
+
+# MNIST's own files may not be here, several GPUs are not, and a pixel MLP has no pose.
+RUNS = [c for c in EVERY if not c.startswith(("dataset=", "trainer=", "experiment="))]
+RUNS = [c for c in RUNS if c != "model/generator=pixel_mlp"]
+
+
+@pytest.mark.parametrize("choice", [*RUNS, "experiment=demo", "dataset=rot_digits"])
+def test_it_runs_a_batch(choice, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["svae", f"hydra.run.dir={tmp_path}", choice, *QUICK])
+    svae.train.main()
+    assert (tmp_path / "metrics.json").is_file()
+
+
+PAPER = [name for name in choices("experiment") if name.startswith("paper_")]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_training_runs_a_batch(name, monkeypatch, tmp_path):
+    """With the paper's numbers, on digits in the place of MNIST."""
+    digits = ["dataset=rot_digits", "dataset.image_size=28"]
+    argv = ["svae", f"hydra.run.dir={tmp_path}", f"experiment={name}", *digits, *QUICK]
+    monkeypatch.setattr(sys, "argv", argv)
+    svae.train.main()
+    config = OmegaConf.load(tmp_path / "config.yaml")
+    assert config.optimizer.lr == 1e-4
+
+
+def test_experiments_have_the_papers_numbers():
+    """An experiment's values win over those of the groups that it chooses."""
+    plain, rotated, translated = (
+        compose_train(f"experiment=paper_{name}")
+        for name in ("mnist", "rot_mnist", "rot_trans_mnist")
+    )
+    for config in (plain, rotated, translated):
+        assert config.optimizer.lr == 1e-4
+        assert config.dataset.batch_size == 100
+        assert config.model.pixels_per_image is None
+        assert config.prior.shift.std_px == 1.4
+        assert config.scheduler._target_ == "svae.schedules.constant"
+    assert [c.prior.theta.std_deg for c in (plain, rotated, translated)] == [22.5, 45, 45]
+    assert [c.dataset.theta_std_deg for c in (plain, rotated, translated)] == [0, 45, 45]
+    assert [c.dataset.shift_std_px for c in (plain, rotated, translated)] == [0, 1.4, 14]
+
+
+def test_the_baselines_differ_in_their_parts_alone():
+    """One class; the paper's baselines are other parts of it."""
+    targets = {compose_train(f"model={name}").model._target_ for name in choices("model")}
+    assert targets == {"svae.model.SpatialVAE"}
+    assert compose_train("model=beta_vae").model.beta > 1
+
+
+def test_every_target_exists():
+    for path in CONF.rglob("*.yaml"):
+        for name in re.findall(r"_target_: (\S+)", path.read_text()):
+            module, _, attribute = name.rpartition(".")
+            __import__(module)
+            assert hasattr(sys.modules[module], attribute), f"{path}: {name}"

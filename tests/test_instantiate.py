@@ -1,0 +1,64 @@
+import pytest
+from omegaconf import OmegaConf
+
+from svae.encoders import MLP
+from svae.instantiate import instantiate
+
+
+def node(**values):
+    return OmegaConf.create({"_target_": "svae.encoders.MLP", "image_shape": [1, 4, 4], **values})
+
+
+def test_objects_are_made_with_plain_containers():
+    made = instantiate(node(hidden=3), "encoder")
+    assert isinstance(made, MLP)
+    assert made.out_features == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"hiden": 3}, r"encoder\.hiden: .*takes no such argument.*hidden"),
+        ({"hidden": "three"}, r"encoder\.hidden: expected int, got 'three'"),
+        ({"hidden": 3.5}, r"encoder\.hidden: expected int, got 3.5"),
+        ({"hidden": True}, r"encoder\.hidden: expected int, got True"),
+        ({"residual": "no"}, r"encoder\.residual: expected bool, got 'no'"),
+        ({"activation": None}, r"encoder\.activation: expected str, got None"),
+        ({"hidden": "???"}, r"encoder\.hidden: a value is missing"),
+    ],
+)
+def test_wrong_keys_and_types_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        instantiate(node(**values), "encoder")
+
+
+def test_whole_numbers_are_fine_where_any_number_is():
+    config = {"_target_": "svae.priors.GaussianAngle", "std_deg": 45}
+    assert instantiate(OmegaConf.create(config), "prior").std > 0
+    with pytest.raises(ValueError, match="std_deg: expected float"):
+        instantiate(OmegaConf.create(config | {"std_deg": "wide"}), "prior")
+
+
+def test_mistakes_deep_inside_are_named_by_their_path():
+    config = OmegaConf.create({"parts": [{"encoder": node(layers="2")}]})
+    with pytest.raises(ValueError, match=r"model\.parts\[0\]\.encoder\.layers"):
+        instantiate(config, "model")
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "builtins.eval", "subprocess.run", "svaeevil.x", 3]
+)
+def test_a_config_cannot_run_any_code_it_likes(target):
+    with pytest.raises(ValueError, match="SVAE_TRUSTED_TARGETS"):
+        instantiate(OmegaConf.create({"_target_": target}), "model")
+
+
+def test_a_package_of_ones_own_can_be_trusted(monkeypatch):
+    config = OmegaConf.create({"_target_": "fractions.Fraction", "numerator": 3})
+    monkeypatch.setenv("SVAE_TRUSTED_TARGETS", "decimal,fractions")
+    assert instantiate(config, "mine") == 3
+
+
+def test_a_target_that_does_not_exist_is_named():
+    with pytest.raises(ValueError, match=r"svae\.encoders\.Transformer.*does not exist"):
+        instantiate(OmegaConf.create({"_target_": "svae.encoders.Transformer"}), "encoder")

@@ -1,0 +1,242 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from svae.encoders import CNN
+from svae.generators import CoordinateMLP, PixelMLP
+from svae.geometry import rotate_image, transform_image
+from svae.latents import Latents
+from svae.likelihoods import Bernoulli, PerPixelGaussian
+from svae.metrics.bounds import importance_weighted_bound
+from svae.noise import Noise
+from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle
+
+INDEX = torch.arange(6)
+NOISE = Noise(0, 0, INDEX)
+
+VARIANTS = {
+    "plain": {},
+    "no content": {"z_dim": 0},
+    "fixed pose": {"infer_theta": False, "infer_shift": False},
+    "no angle": {"infer_theta": False},
+    "no shift": {"infer_shift": False},
+    "vanilla": {
+        "infer_theta": False,
+        "infer_shift": False,
+        "generator": partial(PixelMLP, hidden=16),
+    },
+    "cnn": {"encoder": partial(CNN, channels=4, convolutions=2, kernel_size=3, hidden=16)},
+    "per-pixel noise": {"likelihood": PerPixelGaussian},
+    "mask": {"likelihood": partial(Bernoulli, mask_radius_px=3.0)},
+    "colour": {"image_shape": (3, 8, 10)},
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def model(request, make_model):
+    return make_model(**VARIANTS[request.param])
+
+
+def images_for(model, count=6):
+    return torch.rand(count, *model.image_shape)
+
+
+def test_every_parameter_gets_a_finite_gradient(model):
+    elbo = model.elbo(images_for(model), NOISE, samples=2)
+    elbo.objective().mean().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert torch.isfinite(parameter.grad).all(), name
+            assert parameter.grad.any(), name
+
+
+def test_the_bound_is_the_likelihood_less_the_divergences(model):
+    elbo = model.elbo(images_for(model), NOISE, samples=3)
+    assert elbo.value.shape == (6,)
+    assert set(elbo.kl) == set(model.priors)
+    assert_close(elbo.value, elbo.log_likelihood - sum(elbo.kl.values()))
+    assert_close(elbo.objective(), elbo.value)
+    assert_close(elbo.objective(4.0), elbo.log_likelihood - 4 * sum(elbo.kl.values()))
+
+
+def test_what_encode_returns_decode_accepts(model):
+    images = images_for(model)
+    decoded = model.decode(model.encode(images, batch_size=4), batch_size=5)
+    assert decoded.shape == images.shape
+    assert torch.isfinite(decoded).all()
+
+
+def test_a_bound_never_exceeds_the_importance_weighted_one(model):
+    """In expectation, and both estimate the same evidence."""
+    images = images_for(model)
+    with torch.no_grad():
+        elbo = model.elbo(images, NOISE, samples=2000).value
+        weights = model.importance_log_weights(images, Noise(0, 1, INDEX), 2000)
+    # The mean of the log-weights is the same bound.
+    error = weights.std(0).max().item() / math.sqrt(2000)
+    assert_close(weights.mean(0), elbo, atol=6 * error, rtol=0)
+    assert (importance_weighted_bound(weights) > elbo - 6 * error).all()
+
+
+def test_a_subset_of_pixels_estimates_the_same_bound(make_model):
+    for likelihood in (Bernoulli, partial(Bernoulli, mask_radius_px=3.0)):
+        model = make_model(likelihood=likelihood)
+        images = images_for(model, 1).expand(4000, -1, -1, -1)
+        latents, _ = model.infer(images[:1]).rsample(1, Noise(0, 0, INDEX[:1]))
+        latents = latents.map(lambda value: value.expand(1, 4000, *value.shape[2:]))
+        noise = Noise(0, 0, torch.arange(4000))
+        with torch.no_grad():
+            exact = model.log_likelihood(images[:1], latents[:, :1])
+            for pixels in (1, 4, 7):
+                subset = model._subset(noise, pixels)
+                assert subset.shape == (4000, pixels)
+                estimates = model.log_likelihood(images, latents, subset)
+                error = estimates.std().item() / math.sqrt(4000)
+                assert_close(estimates.mean(), exact.squeeze(), atol=4 * error, rtol=0)
+            # Every scored pixel is drawn equally often, and no other.
+            counts = subset.flatten().bincount(minlength=81)[model.likelihood.scored_pixels]
+            assert counts.sum() == 4000 * 7
+            expected = 4000 * 7 / len(counts)
+            assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
+
+
+def test_as_many_pixels_as_there_are_is_the_exact_bound(make_model):
+    model, images = make_model(), torch.rand(6, 1, 9, 9)
+    exact = model.elbo(images, NOISE).value
+    assert torch.equal(model.elbo(images, NOISE, pixels=81).value, exact)
+
+
+def test_the_likelihood_is_that_of_the_decoded_image(make_model):
+    model, images = make_model(), torch.rand(6, 1, 9, 9)
+    latents = Latents(torch.randn(6, 2), torch.randn(6), 0.3 * torch.randn(6, 2))
+    p = model.decode(latents)
+    expected = (images * p.log() + (1 - images) * (1 - p).log()).sum((1, 2, 3))
+    value = model.log_likelihood(images, latents[None])
+    assert_close(value.squeeze(0), expected)
+
+
+def test_a_decoded_image_turns_with_its_angle(make_model):
+    """What decode draws at a pose is what it draws upright, turned and moved as an image."""
+    model = make_model(image_shape=(1, 41, 41))
+    # A generator that is a smooth blob off the centre, without sharp edges.
+    model.generator = Blob()
+    upright = Latents(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2))
+    theta, shift = torch.tensor([0.7]), torch.tensor([[0.2, -0.1]])
+    posed = model.decode(Latents(upright.z, theta, shift))
+    expected = transform_image(model.decode(upright), theta, shift)
+    assert_close(posed, expected, atol=0.01, rtol=0)
+
+
+class Blob(torch.nn.Module):
+    coordinate_based = True
+
+    def forward(self, coords, z):
+        centre = torch.tensor([0.3, 0.1])
+        return 2 - 15 * ((coords - centre) ** 2).sum(-1, keepdim=True)
+
+
+def test_turning_the_encoder_input_is_undone(make_model):
+    """With an encoder that sees a known turn, the generator is asked for the original pose."""
+    model, images = make_model(), torch.rand(6, 1, 9, 9)
+    turn = NOISE.uniform("turn").float() * 2 * torch.pi
+    seen = {}
+
+    def record(image, latents, pixels=None):
+        seen["latents"] = latents
+        return torch.zeros(latents.theta.shape)
+
+    model.log_likelihood = record
+    model.elbo(images, NOISE, turn_encoder_input=True)
+    expected, _ = model.infer(rotate_image(images, turn)).rsample(1, NOISE)
+    assert_close(seen["latents"].theta, expected.theta - turn)
+    assert_close(
+        seen["latents"].shift.norm(dim=-1), expected.shift.norm(dim=-1), atol=1e-5, rtol=1e-5
+    )
+    assert_close(seen["latents"].turned(turn).shift, expected.shift)
+
+
+def test_z_is_held_at_zero_for_the_first_epochs(make_model):
+    model, images = make_model(z_delay_epochs=2), torch.rand(6, 1, 9, 9)
+    for epoch, held in ((0, True), (1, True), (2, False)):
+        model.zero_grad()
+        model.training_elbo(images, NOISE, epoch).log_likelihood.sum().backward()
+        assert bool(model.generator.from_z.weight.grad.any()) is not held
+
+
+def test_training_uses_the_models_aids_and_evaluation_does_not(make_model):
+    images = torch.rand(6, 1, 9, 9)
+    model = make_model(pixels_per_image=20, augment_rotation=True)
+    exact = model.elbo(images, NOISE).value
+    assert not torch.allclose(model.training_elbo(images, NOISE, 0).value, exact)
+    model.pixels_per_image, model.augment_rotation = None, False
+    assert torch.equal(model.training_elbo(images, NOISE, 0).value, exact)
+
+
+def test_equation_3_is_optimised_and_the_divergence_reported(make_model):
+    shape = (1, 9, 9)
+    prior = {"z": Gaussian(2), "theta": UniformAngle(), "shift": GaussianShift(1.4, shape)}
+    elbo = make_model(prior=prior).elbo(torch.rand(6, *shape), NOISE)
+    difference = elbo.value - elbo.objective()
+    assert_close(difference, elbo.optimised_kl["theta"] - elbo.kl["theta"], atol=1e-4, rtol=1e-4)
+    assert (difference.abs() > 1e-3).all()
+
+
+def test_the_bound_does_not_depend_on_the_batch(make_model):
+    model, images = make_model(), torch.rand(6, 1, 9, 9)
+    whole = model.elbo(images, NOISE, samples=2).value
+    part = model.elbo(images[2:4], Noise(0, 0, INDEX[2:4]), samples=2).value
+    assert_close(part, whole[2:4])
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"z_dim": -1}, "dims|z_dim"),
+        ({"beta": 0.0}, "beta"),
+        ({"generator": partial(PixelMLP, hidden=4)}, "infer_theta"),
+        ({"pixels_per_image": 0}, "pixels_per_image"),
+        ({"infer_theta": False, "augment_rotation": True}, "augment_rotation"),
+        ({"prior": {"z": Gaussian(2)}}, "prior.*theta, shift"),
+        (
+            {
+                "generator": partial(PixelMLP, hidden=4),
+                "infer_theta": False,
+                "infer_shift": False,
+                "pixels_per_image": 5,
+            },
+            "pixels_per_image",
+        ),
+    ],
+)
+def test_illegal_combinations_fail_at_construction(make_model, options, name):
+    with pytest.raises(ValueError, match=name):
+        make_model(**options)
+
+
+def test_images_of_another_shape_are_refused(make_model):
+    with pytest.raises(ValueError, match=r"\(B, 1, 9, 9\)"):
+        make_model().encode(torch.rand(2, 1, 8, 8))
+
+
+def test_priors_for_content_of_length_zero(make_model):
+    prior = {
+        "z": Gaussian(0),
+        "theta": GaussianAngle(45.0),
+        "shift": GaussianShift(1.0, (1, 9, 9)),
+    }
+    model = make_model(z_dim=0, prior=prior)
+    assert model.elbo(torch.rand(6, 1, 9, 9), NOISE).kl["z"].tolist() == [0] * 6
+
+
+def test_generators_with_coordinates_of_another_seam(make_model):
+    """Small chunks change nothing about the bound."""
+    images = torch.rand(6, 1, 9, 9)
+    bounds = []
+    for chunk in (10, 10**6):
+        torch.manual_seed(0)
+        model = make_model(generator=partial(CoordinateMLP, hidden=16, chunk_pixels=chunk))
+        bounds.append(model.elbo(images, NOISE, samples=2).value)
+    assert_close(bounds[0], bounds[1])

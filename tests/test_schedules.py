@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from svae.schedules import constant, cosine, plateau
+
+
+def optimizer(lr=2.0):
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr)
+
+
+def rates(schedule, steps, **options):
+    opt = optimizer()
+    scheduler = schedule(opt, steps, **options)["scheduler"]
+    seen = []
+    for _ in range(steps):
+        seen.append(opt.param_groups[0]["lr"])
+        opt.step()
+        scheduler.step()
+    return seen
+
+
+def test_cosine_rises_then_falls_to_its_fraction():
+    seen = rates(cosine, 1000, warmup=0.1, final=0.05)
+    assert seen[0] < 0.03
+    assert max(seen) == pytest.approx(2.0, rel=0.02)
+    assert 90 <= seen.index(max(seen)) <= 110
+    assert seen[-1] == pytest.approx(0.1, rel=0.01)
+    assert all(a <= b for a, b in zip(seen[:100], seen[1:100], strict=False))
+    assert all(a >= b for a, b in zip(seen[101:], seen[102:], strict=False))
+
+
+def test_constant_stays():
+    assert set(rates(constant, 10)) == {2.0}
+
+
+def test_cosine_needs_an_end():
+    with pytest.raises(ValueError, match="max_epochs"):
+        cosine(optimizer(), float("inf"))
+
+
+def test_plateau_cuts_when_the_bound_stands_still():
+    opt = optimizer()
+    described = plateau(opt, 100, factor=0.5, patience=2)
+    assert described["monitor"] == "val/elbo"
+    for value in (-10.0, -9.0, -9.0, -9.0):
+        described["scheduler"].step(value)
+    assert opt.param_groups[0]["lr"] == 2.0
+    described["scheduler"].step(-9.0)
+    assert opt.param_groups[0]["lr"] == 1.0
