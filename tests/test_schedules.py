@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -25,8 +27,8 @@ def test_cosine_rises_then_falls_to_its_fraction():
     assert max(seen) == pytest.approx(2.0, rel=0.02)
     assert 90 <= seen.index(max(seen)) <= 110
     assert seen[-1] == pytest.approx(0.1, rel=0.01)
-    assert all(a <= b for a, b in zip(seen[:100], seen[1:100], strict=False))
-    assert all(a >= b for a, b in zip(seen[101:], seen[102:], strict=False))
+    assert all(a <= b for a, b in pairwise(seen[:100]))
+    assert all(a >= b for a, b in pairwise(seen[101:]))
 
 
 def test_constant_stays():

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from svae.geometry import wrap_angle
 from svae.noise import Noise
 
 __all__ = ["Normal", "WrappedNormal"]
@@ -43,6 +44,10 @@ class Normal:
         """The standard deviation of each component, with shape (B, *event)."""
         return self.scale
 
+    def turned(self, angle: Tensor) -> "Normal":
+        """The distribution of an angle turned by `angle` (B,), its mean wrapped to [-pi, pi)."""
+        return type(self)(wrap_angle(self.loc + angle), self.log_scale, self.event_dims)
+
     def rsample(self, count: int, noise: Noise, purpose: str) -> Tensor:
         """Reparameterised samples, with shape (count, B, *event)."""
         standard = noise.normal(purpose, count, *self.loc.shape[1:]).to(self.loc)
@@ -59,7 +64,9 @@ class Normal:
 
 
 class WrappedNormal(Normal):
-    r"""A normal angle on the circle: :math:`p(\theta) = \sum_k N(\theta + 2 \pi k; \mu, \sigma^2)`.
+    r"""A normal angle on the circle.
+
+    .. math:: p(\theta) = \sum_k N(\theta + 2 \pi k; \mu, \sigma^2)
 
     Samples are not wrapped: nothing that an angle is used for can tell.
     """
@@ -72,7 +79,7 @@ class WrappedNormal(Normal):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density on the circle in nats per radian, with shape (..., B)."""
         log_scale = self.log_scale.clamp(max=math.log(self._WIDEST))
-        offset = torch.remainder(value - self.loc + math.pi, 2 * math.pi) - math.pi
+        offset = wrap_angle(value - self.loc)
         turns = torch.arange(-self._TURNS, self._TURNS + 1, device=offset.device)
         distance = offset.unsqueeze(-1) + 2 * math.pi * turns.to(offset)
         standard = distance * torch.exp(-log_scale).unsqueeze(-1)

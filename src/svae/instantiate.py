@@ -76,7 +76,7 @@ def _check_call(node: dict[str, Any], where: str, more: Mapping[str, Any]) -> No
 
 
 def _annotation(target: Callable[..., Any], key: str) -> Any:
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    function = target.__init__ if inspect.isclass(target) else target
     try:
         return typing.get_type_hints(function).get(key, Any)
     except (NameError, TypeError):  # a library's annotation that only a type checker can read

@@ -9,6 +9,7 @@ References:
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -75,7 +76,7 @@ class SpatialVAE(nn.Module):
         wanted = ["z"] + ["theta"] * infer_theta + ["shift"] * infer_shift
         if missing := [name for name in wanted if name not in prior]:
             raise ValueError(f"prior: expected one for {', '.join(missing)}, got {list(prior)}")
-        self.priors = nn.ModuleDict({name: prior[name] for name in wanted})
+        self._priors = nn.ModuleDict({name: prior[name] for name in wanted})
         self.likelihood = likelihood(image_shape=self.image_shape)
         self.encoder = encoder(image_shape=self.image_shape)
         self.posterior = posterior(in_features=self.encoder.out_features, priors=self.priors)
@@ -102,6 +103,11 @@ class SpatialVAE(nn.Module):
         grid = pixel_grid(*self.image_shape[1:]).float()
         self.register_buffer("grid", grid, persistent=False)
         self.grid: Tensor
+
+    @property
+    def priors(self) -> dict[str, Prior]:
+        """The prior of each inferred variable, by its name in `Latents`."""
+        return cast(dict[str, Prior], dict(self._priors.items()))
 
     def infer(self, image: Tensor) -> Posterior:
         """The approximate posterior of images with shape (B, C, H, W)."""
@@ -131,15 +137,16 @@ class SpatialVAE(nn.Module):
             pixels: How many pixels per image are scored; the rest is estimated from them, without
                 bias. All by default.
             turn_encoder_input: Whether the encoder sees each image turned by a random angle,
-                which is then removed from the inferred pose (section 4.3).
+                which is then removed from the inferred pose (section 4.3): from the posterior as
+                a whole, its divergence included, so that the bound remains one.
             hold_z: Whether the generator sees z = 0 (section 4.3).
         """
-        turn = torch.zeros_like(image[:, 0, 0, 0])
         if turn_encoder_input:
             turn = noise.uniform("turn").to(image) * 2 * torch.pi
-        q = self.infer(rotate_image(image, turn) if turn_encoder_input else image)
+            q = self.infer(rotate_image(image, turn)).turned(-turn)
+        else:
+            q = self.infer(image)
         latents, weights = q.rsample(samples, noise)
-        latents = latents.turned(-turn)
         if hold_z:
             latents = latents.without_content()
         log_likelihood = self.log_likelihood(image, latents, self._subset(noise, pixels))
@@ -195,9 +202,7 @@ class SpatialVAE(nn.Module):
         """log p(y, latents) - log q(latents | y) of posterior samples, with shape (samples, B)."""
         q = self.infer(image)
         latents, _ = q.rsample(samples, noise)
-        log_prior = sum(
-            prior.log_prob(getattr(latents, name)) for name, prior in self.priors.items()
-        )
+        log_prior = sum(p.log_prob(getattr(latents, name)) for name, p in self.priors.items())
         return self.log_likelihood(image, latents) + log_prior - q.log_prob(latents)
 
     @torch.no_grad()

@@ -74,7 +74,7 @@ class VAEModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         if stage == "test":
-            known = self.trainer.datamodule.splits["test"]
+            known = self.trainer.datamodule.splits["test"]  # type: ignore[attr-defined]
             truth = [name for name in ("label", "theta", "shift") if name in known]
             inferred = [f"inferred_{name}" for name in ("z", "theta", "shift")]
             self.per_image = PerImage(["index", *inferred, *truth])
@@ -142,6 +142,11 @@ class VAEModule(pl.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, steps)}
 
+    def _means(self, split: str) -> MeanPerImage:
+        metric = self.means[f"{split}_"]
+        assert isinstance(metric, MeanPerImage)
+        return metric
+
     def _bound(self, split: str, batch: Batch) -> ELBO:
         # The same noise at every evaluation, so that epochs and runs compare.
         noise = Noise(self.seed, split, batch["index"])
@@ -151,10 +156,10 @@ class VAEModule(pl.LightningModule):
         values = {"elbo": elbo.value, "log_likelihood": elbo.log_likelihood} | more
         values |= {f"kl_{name}": kl for name, kl in elbo.kl.items()}
         values |= {f"optimised_kl_{name}": elbo.optimised_kl[name] for name in self.replaced}
-        self.means[f"{split}_"].update(**{k: v.detach() for k, v in values.items()})
+        self._means(split).update(**{k: v.detach() for k, v in values.items()})
 
     def _log_means(self, split: str) -> None:
-        metric = self.means[f"{split}_"]
+        metric = self._means(split)
         for name, value in metric.compute().items():
             # Already the mean over all images of all processes: there is nothing to reduce.
             shown = split == "val" and name == "elbo"

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from svae.geometry import wrap_angle
 from svae.noise import Noise
 from svae.posteriors import MeanField
 from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle
@@ -49,6 +50,39 @@ def test_mode_and_uncertainty_are_those_of_the_factors():
     latents, _ = q.rsample(50_000, NOISE)
     assert_close(latents.theta.mean(0), q.mode().theta, atol=0.03, rtol=0)
     assert_close(latents.shift.std(0), q.uncertainty().shift, rtol=0.03, atol=0)
+
+
+def test_a_turned_posterior_is_that_of_the_turned_image():
+    q, angle = posterior_of(PRIORS), torch.linspace(-3, 3, 6)
+    turned = q.turned(angle)
+    latents, _ = q.rsample(50_000, NOISE)
+    moved = latents.turned(angle)
+    samples, _ = turned.rsample(50_000, NOISE)
+    assert_close(samples.shift, moved.shift)
+    assert_close(wrap_angle(samples.theta - moved.theta), torch.zeros(50_000, 6))
+    assert_close(turned.mode().shift, q.mode().turned(angle).shift)
+    assert_close(turned.uncertainty().shift, samples.shift.std(0), rtol=0.03, atol=0)
+    assert_close(turned.uncertainty().theta, q.uncertainty().theta)
+    # Densities move along; a full turn of the angle is the density's on the line.
+    same = turned.log_prob(samples)
+    assert_close(same, q.log_prob(latents), atol=1e-3, rtol=1e-4)
+
+
+def test_turning_changes_the_angles_divergence_alone():
+    q, angle = posterior_of(PRIORS), torch.full((6,), 0.7)
+    before, after = q.kl(PRIORS), q.turned(angle).kl(PRIORS)
+    assert torch.equal(after["z"], before["z"])
+    assert torch.equal(after["shift"], before["shift"])
+    mean = q.mode().theta
+    grown = ((mean + 0.7) ** 2 - mean**2) / (2 * PRIORS["theta"].std ** 2)
+    assert_close(after["theta"] - before["theta"], grown, atol=1e-5, rtol=1e-5)
+    # The expectation of the log-ratio, sample by sample in the image's own axes.
+    turned = q.turned(angle)
+    latents, _ = turned.rsample(40_000, NOISE)
+    log_prior = sum(prior.log_prob(getattr(latents, k)) for k, prior in PRIORS.items())
+    ratio = turned.log_prob(latents) - log_prior
+    total = torch.stack(list(after.values())).sum(0)
+    assert_close(total, ratio.mean(0), atol=5 * ratio.std().item() / 200, rtol=0)
 
 
 def test_the_head_ignores_autocast():

@@ -35,7 +35,8 @@ class Figures(Callback):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         model = pl_module.model
-        images = trainer.datamodule.splits["test"]["image"][: self.examples]
+        splits = trainer.datamodule.splits  # type: ignore[attr-defined]
+        images = splits["test"]["image"][: self.examples]
         latents = model.encode(images)
         upright = model.decode(latents.without_pose())
         figure = reconstruction_figure(

@@ -47,8 +47,8 @@ class PosedImages(ImageDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
         self.image_size = at_least("image_size", image_size, 2)
-        self.uniform = one_of("theta_distribution", theta_distribution, ("normal", "uniform"))
-        self.uniform = self.uniform == "uniform"
+        one_of("theta_distribution", theta_distribution, ("normal", "uniform"))
+        self.uniform = theta_distribution == "uniform"
         for name, value in (("theta_std_deg", theta_std_deg), ("shift_std_px", shift_std_px)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")

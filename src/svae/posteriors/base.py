@@ -15,6 +15,9 @@ __all__ = ["Posterior"]
 class Posterior(Protocol):
     """The approximate posterior q(z, theta, shift | image) of a batch of B images."""
 
+    def turned(self, angle: Tensor) -> "Posterior":
+        """The posterior of the latents of the images turned counter-clockwise by `angle` (B,)."""
+
     def rsample(self, count: int, noise: Noise) -> tuple[Latents, Tensor]:
         """Reparameterised samples (count, B, ...) and their weights (count, B).
 

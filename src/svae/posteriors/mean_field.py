@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from svae.distributions import Normal
+from svae.geometry import rotate
 from svae.latents import Latents
 from svae.noise import Noise
 from svae.priors import Prior
@@ -25,16 +26,25 @@ class MeanFieldPosterior:
 
     Arguments:
         factors: The posterior of each inferred variable, by its name in `Latents`.
+        frame: The angle (B,) by which the axes of the shift's factor are turned against the
+            image's, counter-clockwise; not at all if None.
     """
 
-    def __init__(self, factors: Mapping[str, Normal]) -> None:
-        self.factors = factors
+    def __init__(self, factors: Mapping[str, Normal], frame: Tensor | None = None) -> None:
+        self.factors, self.frame = factors, frame
 
     def _latents(self, values: Mapping[str, Tensor]) -> Latents:
         z = values["z"]
         theta = values.get("theta", z.new_zeros(z.shape[:-1]))
         shift = values.get("shift", z.new_zeros(*z.shape[:-1], 2))
-        return Latents(z, theta, shift)
+        return Latents(z, theta, shift if self.frame is None else rotate(shift, self.frame))
+
+    def turned(self, angle: Tensor) -> "MeanFieldPosterior":
+        """The posterior of the latents of the images turned by `angle` (B,)."""
+        factors = dict(self.factors)
+        if "theta" in factors:
+            factors["theta"] = factors["theta"].turned(angle)
+        return MeanFieldPosterior(factors, angle if self.frame is None else self.frame + angle)
 
     def rsample(self, count: int, noise: Noise) -> tuple[Latents, Tensor]:
         samples = {name: q.rsample(count, noise, name) for name, q in self.factors.items()}
@@ -45,16 +55,29 @@ class MeanFieldPosterior:
         return self._latents({name: q.mode for name, q in self.factors.items()})
 
     def uncertainty(self) -> Latents:
-        return self._latents({name: q.stddev for name, q in self.factors.items()})
+        std = MeanFieldPosterior({}, None)._latents(
+            {name: q.stddev for name, q in self.factors.items()}
+        )
+        if self.frame is None:
+            return std
+        # The variances along the image's axes of a covariance that is diagonal in others.
+        weights = torch.stack((self.frame.cos(), self.frame.sin()), -1) ** 2
+        variance = std.shift**2
+        along = [(weights * v).sum(-1) for v in (variance, variance.flip(-1))]
+        return Latents(std.z, std.theta, torch.stack(along, -1).sqrt())
 
     def kl(self, priors: Mapping[str, Prior]) -> dict[str, Tensor]:
+        # The prior of the shift has no preferred direction, so that its frame does not matter.
         return {name: priors[name].kl(q) for name, q in self.factors.items()}
 
     def optimised_kl(self, priors: Mapping[str, Prior]) -> dict[str, Tensor]:
         return {name: priors[name].optimised_kl(q) for name, q in self.factors.items()}
 
     def log_prob(self, latents: Latents) -> Tensor:
-        terms = [q.log_prob(getattr(latents, name)) for name, q in self.factors.items()]
+        values = {name: getattr(latents, name) for name in self.factors}
+        if self.frame is not None and "shift" in values:
+            values["shift"] = rotate(values["shift"], -self.frame)
+        terms = [q.log_prob(values[name]) for name, q in self.factors.items()]
         return torch.stack(terms).sum(0)
 
 
