@@ -87,6 +87,7 @@ def test_experiments_have_the_papers_numbers():
         assert config.optimizer.lr == 1e-4
         assert config.dataset.batch_size == 100
         assert config.model.pixels_per_image is None
+        assert config.model.generator.activation == config.model.encoder.activation == "tanh"
         assert config.prior.shift.std_px == 1.4
         assert config.scheduler._target_ == "svae.schedules.constant"
     assert [c.prior.theta.std_deg for c in (plain, rotated, translated)] == [22.5, 45, 45]

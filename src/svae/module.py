@@ -130,7 +130,9 @@ class VAEModule(pl.LightningModule):
             known.get("shift"),
             pixel_size(*model.image_shape[1:]),
         )
-        if "label" in known and self.num_labels and model.z_dim:
+        # A test cut short may leave fewer images than clusters; that must not cost the rest.
+        enough = self.num_labels is not None and len(known["index"]) >= self.num_labels
+        if "label" in known and self.num_labels and enough and model.z_dim:
             metrics |= clustering_metrics(
                 known["inferred_z"], known["label"], self.num_labels, self.seed
             )

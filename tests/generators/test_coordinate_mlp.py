@@ -11,7 +11,7 @@ from svae.geometry import pixel_grid
 SHAPE = (1, 7, 7)
 OPTIONS = [
     {},
-    {"activation": "leaky_relu", "layers": 3},
+    {"activation": "tanh", "layers": 3},
     {"residual": True, "layers": 3},
     {"expand_coords": True},
     {"bilinear": True},
@@ -100,7 +100,7 @@ def test_every_parameter_gets_a_finite_gradient(options, z_dim):
 
 
 def test_the_first_layer_is_that_of_the_published_code():
-    network = generator(bilinear=True, layers=1)
+    network = generator(bilinear=True, layers=1, activation="tanh")
     coords, z = inputs()
     x, rows = coords, z.unsqueeze(1).expand(-1, 49, -1)
     product = torch.einsum("bni,oij,bnj->bno", x, network.bilinear.weight, rows)

@@ -35,14 +35,16 @@ class Figures(Callback):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         model = pl_module.model
+        # Grey and RGB are drawn as they are; of any other number of channels, the first.
+        shown = slice(None) if model.image_shape[0] in (1, 3) else slice(1)
         splits = trainer.datamodule.splits  # type: ignore[attr-defined]
         images = splits["test"]["image"][: self.examples]
         latents = model.encode(images)
         upright = model.decode(latents.without_pose())
         figure = reconstruction_figure(
-            images,
-            model.decode(latents).cpu(),
-            upright.cpu(),
+            images[:, shown],
+            model.decode(latents)[:, shown].cpu(),
+            upright[:, shown].cpu(),
             torch.rad2deg(latents.theta).cpu() if "theta" in model.priors else None,
             (latents.shift / pixel_size(*model.image_shape[1:])).cpu()
             if "shift" in model.priors
@@ -52,5 +54,5 @@ class Figures(Callback):
         if model.z_dim:
             z = manifold_z(model.z_dim, self.side)
             nowhere = Latents(z, torch.zeros(len(z)), torch.zeros(len(z), 2))
-            figure = manifold_figure(model.decode(nowhere).cpu(), self.side)
+            figure = manifold_figure(model.decode(nowhere)[:, shown].cpu(), self.side)
             figure.savefig(self.folder / "manifold.png")

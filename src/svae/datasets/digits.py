@@ -7,18 +7,24 @@ from torch.nn.functional import interpolate
 
 from svae.checks import at_least
 from svae.datasets.posed import PosedImages
+from svae.geometry import pixel_grid, transform_image
 
 __all__ = ["RotDigits"]
 
 
 class RotDigits(PosedImages):
-    """1797 digits of 8x8 pixels, enlarged, turned and moved.
+    """1797 digits of 8x8 pixels, prepared as MNIST's are, then turned and moved.
+
+    MNIST's digits were fitted into 20x20 pixels and put with their centre of mass at the centre
+    of 28x28. A centre that means something makes the shift mean something; and the margin keeps
+    turned digits within the image.
 
     References:
         Optical recognition of handwritten digits (Alpaydin and Kaynak, UCI, 1998), test part.
 
     Arguments:
         digit_size: The side in pixels that the digits are enlarged to; at most `image_size`.
+        centre: Whether each digit's centre of mass is put at the centre of the image.
         image_size: As in `PosedImages`, like all that follow.
         theta_distribution: `normal` or `uniform`.
         theta_std_deg: The standard deviation of a normal angle in degrees.
@@ -34,7 +40,8 @@ class RotDigits(PosedImages):
 
     def __init__(
         self,
-        digit_size: int = 28,
+        digit_size: int = 20,
+        centre: bool = True,
         image_size: int = 28,
         theta_distribution: str = "normal",
         theta_std_deg: float = 45.0,
@@ -57,6 +64,7 @@ class RotDigits(PosedImages):
             seed,
         )
         self.digit_size = at_least("digit_size", digit_size, 8)
+        self.centre = centre
 
     def objects(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         digits = load_digits()
@@ -64,6 +72,12 @@ class RotDigits(PosedImages):
         side = (self.digit_size, self.digit_size)
         # Bicubic, because bilinear enlargement shows the 8x8 lattice; it overshoots a little.
         objects = interpolate(small, side, mode="bicubic", align_corners=False).clamp(0, 1)
+        objects = self.on_canvas(objects)
+        if self.centre:
+            # The grid is symmetric about the centre, so that the mean coordinate is the offset.
+            weights = objects.flatten(1) / objects.sum((1, 2, 3)).unsqueeze(1)
+            offset = weights @ pixel_grid(self.image_size, self.image_size).float()
+            objects = transform_image(objects, torch.zeros(len(objects)), -offset)
         labels = torch.from_numpy(digits.target).long()
         # Split by digit, so that all copies of one are on the same side: 70, 10 and 20 percent.
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.seed))

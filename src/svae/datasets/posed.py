@@ -63,26 +63,24 @@ class PosedImages(ImageDataModule):
 
     def read(self) -> dict[str, Batch]:
         objects, labels, rows = self.objects()
-        margin = self.image_size - max(objects.shape[-2:])
-        if margin < 0:
-            raise ValueError(
-                f"image_size: expected at least the {max(objects.shape[-2:])} pixels of an "
-                f"object, got {self.image_size}"
-            )
-        height, width = objects.shape[-2:]
-        top, left = (self.image_size - height) // 2, (self.image_size - width) // 2
-        bottom, right = self.image_size - height - top, self.image_size - width - left
+        objects = self.on_canvas(objects)
         copies = {"train": self.train_copies, "val": self.eval_copies, "test": self.eval_copies}
         return {
-            split: self._posed(
-                pad(objects[index], (left, right, top, bottom)),
-                labels[index],
-                index,
-                copies[split],
-                len(objects),
-            )
+            split: self._posed(objects[index], labels[index], index, copies[split], len(objects))
             for split, index in rows.items()
         }
+
+    def on_canvas(self, objects: Tensor) -> Tensor:
+        """Objects (M, C, h, w) in the middle of square images, with black around them."""
+        height, width = objects.shape[-2:]
+        if self.image_size < max(height, width):
+            raise ValueError(
+                f"image_size: expected at least the {max(height, width)} pixels of an object, "
+                f"got {self.image_size}"
+            )
+        top, left = (self.image_size - height) // 2, (self.image_size - width) // 2
+        bottom, right = self.image_size - height - top, self.image_size - width - left
+        return pad(objects, (left, right, top, bottom))
 
     def _posed(
         self, objects: Tensor, labels: Tensor, index: Tensor, copies: int, total: int

@@ -91,7 +91,7 @@ class CoordinateMLP(nn.Module):
         coord_dims: int = 2,
         hidden: int = 500,
         layers: int = 2,
-        activation: str = "tanh",
+        activation: str = "leaky_relu",
         residual: bool = False,
         expand_coords: bool = False,
         bilinear: bool = False,
