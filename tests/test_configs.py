@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from tests.helpers import write_mnist
 
+import svae.evaluate
 import svae.train
 from svae.paths import conf_dir
 
@@ -15,7 +17,6 @@ CONF = Path(conf_dir())
 QUICK = [
     "debug=quick",
     "trainer.enable_progress_bar=false",
-    "~callbacks.progress_bar",
     "dataset.batch_size=10",
     "dataset.eval_batch_size=20",
     "dataset.train_copies=1",
@@ -56,11 +57,32 @@ RUNS = [c for c in EVERY if not c.startswith(("dataset=", "trainer=", "experimen
 RUNS = [c for c in RUNS if c != "model/generator=pixel_mlp"]
 
 
-@pytest.mark.parametrize("choice", [*RUNS, "experiment=demo", "dataset=rot_digits"])
+HERE = ["experiment=demo", "dataset=rot_digits", "trainer=auto", "trainer=cpu"]
+
+
+@pytest.mark.parametrize("choice", [*RUNS, *HERE])
 def test_it_runs_a_batch(choice, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["svae", f"hydra.run.dir={tmp_path}", choice, *QUICK])
     svae.train.main()
     assert (tmp_path / "metrics.json").is_file()
+
+
+MNIST = [name for name in choices("dataset") if "mnist" in name]
+
+
+@pytest.mark.parametrize("name", MNIST)
+def test_mnist_runs_a_batch_and_evaluates(name, monkeypatch, tmp_path):
+    """From files of MNIST's form."""
+    write_mnist(tmp_path / "data")
+    monkeypatch.setenv("SVAE_DATA_DIR", str(tmp_path / "data"))
+    options = [f"dataset={name}", "dataset.val_images=10", "trainer.enable_progress_bar=false"]
+    argv = ["svae", f"hydra.run.dir={tmp_path / 'run'}", "debug=quick", *options]
+    monkeypatch.setattr(sys, "argv", argv)
+    svae.train.main()
+    argv = ["svae", f"hydra.run.dir={tmp_path / 'test'}", f"run={tmp_path / 'run'}"]
+    monkeypatch.setattr(sys, "argv", [*argv, "trainer.enable_progress_bar=false"])
+    svae.evaluate.main()
+    assert (tmp_path / "test" / "metrics.json").is_file()
 
 
 PAPER = [name for name in choices("experiment") if name.startswith("paper_")]

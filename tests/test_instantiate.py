@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -45,8 +47,22 @@ def test_mistakes_deep_inside_are_named_by_their_path():
         instantiate(config, "model")
 
 
+def test_what_is_not_annotated_takes_anything(monkeypatch):
+    monkeypatch.setenv("SVAE_TRUSTED_TARGETS", "tests")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    config = OmegaConf.create({"_target_": "tests.helpers.Anything", "folder": "x", "more": "y"})
+    made = instantiate(config, "mine")
+    assert (made.folder, made.more) == ("x", {"more": "y"})
+
+
+def test_positional_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"encoder\._args_"):
+        instantiate(node(_args_=["x.pkl"]), "encoder")
+
+
 @pytest.mark.parametrize(
-    "target", ["os.system", "builtins.eval", "subprocess.run", "svaeevil.x", 3]
+    "target",
+    ["os.system", "builtins.eval", "subprocess.run", "svaeevil.x", "svae.run.torch.load", 3],
 )
 def test_a_config_cannot_run_any_code_it_likes(target):
     with pytest.raises(ValueError, match="SVAE_TRUSTED_TARGETS"):

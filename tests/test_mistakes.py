@@ -1,5 +1,6 @@
 """Mistakes of a user end at once, with one clear line and without a traceback."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
         (["model/generator=pixel_mlp"], "infer_theta"),
         (["prior.theta.std_deg=0"], "std_deg: expected a number above 0, got 0"),
         (["prior.shift.std_px=wide"], "std_px: expected float, got 'wide'"),
-        (["dataset.image_size=20"], "image_size: expected at least the 28 pixels"),
+        (["dataset.image_size=10"], "image_size: expected at least the 20 pixels"),
         (["dataset.theta_distribution=flat"], "theta_distribution: expected one of normal"),
         (["dataset.batch_size=0"], "batch_size: expected .* at least 1, got 0"),
         (["optimizer.lr=fast"], "optimizer.lr: expected float or Tensor, got 'fast'"),
@@ -61,13 +62,21 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
         (["evaluation.iwae_samples=-1"], "iwae_samples: expected .* at least 0, got -1"),
         (["evaluation.elbo_samples=0"], "elbo_samples: expected .* at least 1, got 0"),
         (["ckpt_path=nowhere/last.ckpt"], "nowhere/last.ckpt does not exist"),
-        (["seed=null"], "seed"),
+        (["seed=null"], "seed: expected int, got None"),
+        (["test='no'"], "test: expected bool, got 'no'"),
+        (["optimizer.lr=-1"], "[Ll]earning rate.*-1"),
+        (["scheduler.warmup=2"], "warmup: expected a fraction"),
+        (["scheduler=plateau", "scheduler.factor=2"], "[Ff]actor"),
+        (["trainer.max_epochs=-1"], "cosine needs trainer.max_epochs"),
+        (["trainer.limit_val_batches=0"], "limit_val_batches: expected more than 0"),
+        (["prior.z.dims=3"], "2 components of z, got 3"),
+        (["callbacks.figures.examples=13"], "examples: expected at most 12"),
+        (["hydra.run.dir=/proc/nowhere"], "the output folder cannot be made"),
         (["model._target_=os.system"], "os.system"),
     ],
 )
 def test_training(overrides, message, capfd, monkeypatch, tmp_path):
-    import re
-
+    monkeypatch.setattr("svae.run.accelerator_at_hand", lambda: "cpu")
     printed = outcome(svae.train.main, capfd, monkeypatch, tmp_path, *overrides)
     lines = [line for line in printed.splitlines() if line.strip()]
     assert len(lines) == 1, printed
@@ -79,8 +88,8 @@ def test_training(overrides, message, capfd, monkeypatch, tmp_path):
 def trained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("mistakes") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        quiet = ["trainer.enable_progress_bar=false", "~callbacks.progress_bar"]
-        small = ["debug=quick", "model.encoder.hidden=8", "model.generator.hidden=8"]
+        quiet = ["trainer.enable_progress_bar=false"]
+        small = [*QUICK, "model.encoder.hidden=8", "model.generator.hidden=8"]
         patch.setattr(sys, "argv", ["svae", f"hydra.run.dir={directory}", *small, *quiet])
         svae.train.main()
     return directory
@@ -93,6 +102,50 @@ def test_a_checkpoint_of_another_model(trained, capfd, monkeypatch, tmp_path):
     )
     assert "checkpoint of another model" in printed
     assert str(path) in printed
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=2", "seed: expected the value of the run .* (1), got 2"),
+        ("optimizer.lr=1e-3", "optimizer.lr: expected the value of the run"),
+        ("prior.theta.std_deg=90", "prior.theta.std_deg: expected"),
+        ("dataset.shift_std_px=3", "dataset.shift_std_px: expected"),
+    ],
+)
+def test_going_on_with_other_settings(trained, override, message, capfd, monkeypatch, tmp_path):
+    path = trained / "checkpoints" / "last.ckpt"
+    small = ["model.encoder.hidden=8", "model.generator.hidden=8"]
+    printed = outcome(
+        svae.train.main, capfd, monkeypatch, tmp_path, f"ckpt_path={path}", *small, override
+    )
+    assert override.split("=")[0] + ": expected the value of the run" in printed
+
+
+def test_one_job_of_a_sweep_fails_and_the_others_go_on(capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    quiet = ["trainer.enable_progress_bar=false", "dataset.eval_copies=1"]
+    sweep = ["-m", "model.z_dim=-1,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    monkeypatch.setattr(sys, "argv", ["svae", *sweep, *QUICK, *quiet])
+    with pytest.raises(SystemExit) as stopped:
+        svae.train.main()
+    assert "at least 0, got -1" in str(stopped.value.code)
+    assert (tmp_path / "sweep" / "1" / "metrics.json").is_file()
+
+
+def test_mnist_that_cannot_be_had(capfd, monkeypatch, tmp_path):
+    from urllib.error import URLError
+
+    def no_network(*args, **kwargs):
+        raise RuntimeError("Error downloading\n" + "tried a mirror\n" * 40) from URLError("x")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", no_network)
+    monkeypatch.setenv("SVAE_DATA_DIR", str(tmp_path))
+    printed = outcome(svae.train.main, capfd, monkeypatch, tmp_path, "dataset=rot_mnist")
+    assert len(printed.splitlines()) == 1
+    assert "train-images-idx3-ubyte.gz" in printed
+    assert str(tmp_path / "MNIST" / "raw") in printed
+    assert "python -m svae.train dataset=rot_digits" in printed
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "not a checkpoint", "code"])

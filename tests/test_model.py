@@ -10,6 +10,7 @@ from svae.generators import CoordinateMLP, PixelMLP
 from svae.geometry import rotate_image, transform_image, wrap_angle
 from svae.latents import Latents
 from svae.likelihoods import Bernoulli, PerPixelGaussian
+from svae.likelihoods import Gaussian as GaussianLikelihood
 from svae.metrics.bounds import importance_weighted_bound
 from svae.noise import Noise
 from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle
@@ -79,6 +80,37 @@ def test_a_bound_never_exceeds_the_importance_weighted_one(model):
     error = weights.std(0).max().item() / math.sqrt(2000)
     assert_close(weights.mean(0), elbo, atol=6 * error, rtol=0)
     assert (importance_weighted_bound(weights) > elbo - 6 * error).all()
+
+
+def test_the_importance_weighted_bound_reaches_a_known_evidence(make_model):
+    """A linear model with normal noise: its evidence is that of a multivariate normal."""
+    size = 3
+    likelihood = partial(GaussianLikelihood, std=0.5)
+    model = make_model(
+        image_shape=(1, size, size), infer_theta=False, infer_shift=False, likelihood=likelihood
+    )
+    loading, offset = torch.randn(9, 2), torch.randn(9)
+    model.generator = Linear(loading, offset)
+    images = torch.randn(6, 1, size, size)
+    covariance = loading @ loading.T + 0.25 * torch.eye(9)
+    evidence = torch.distributions.MultivariateNormal(offset, covariance)
+    expected = evidence.log_prob(images.flatten(1))
+    with torch.no_grad():
+        weights = model.importance_log_weights(images, NOISE, 60_000)
+        few = importance_weighted_bound(weights[:5])
+    assert_close(importance_weighted_bound(weights), expected, atol=0.4, rtol=0)
+    assert weights.mean() < few.mean() < expected.mean()
+
+
+class Linear(torch.nn.Module):
+    coordinate_based = True
+
+    def __init__(self, loading, offset):
+        super().__init__()
+        self.loading, self.offset = loading, offset
+
+    def forward(self, coords, z):
+        return (z @ self.loading.T + self.offset).unsqueeze(-1)
 
 
 def test_a_subset_of_pixels_estimates_the_same_bound(make_model):

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,6 +35,7 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
     """
 
     def decorate(task: Task) -> Callable[[], None]:
+        started: list[bool] = []
         show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
         @functools.wraps(task)
@@ -40,25 +43,32 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
             # Lightning's advertisements and advice; its warnings stay.
             logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+            started.append(True)
             try:
                 return task(cfg)
             except UserError as error:
-                if show_all:
+                # In a sweep Hydra goes on with the other jobs, and raises at its end.
+                if show_all or HydraConfig.get().mode == RunMode.MULTIRUN:
                     raise
                 # SystemExit, because Hydra adds lines of its own to every other exception.
                 log.error("%s", error)
                 sys.exit(2)
 
         def main() -> None:
+            started.clear()
             # Otherwise Hydra prints its errors itself, in several lines.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)
             try:
                 run(guarded)()
-            except (HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException, UserError) as error:
                 if show_all:
                     raise
                 sys.exit(f"svae: {one_line(error)}")
+            except OSError as error:
+                if show_all or started:
+                    raise
+                sys.exit(f"svae: the output folder cannot be made: {one_line(error)}")
 
         return main
 

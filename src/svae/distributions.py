@@ -5,6 +5,7 @@ noise, scores values, and knows its mode and its standard deviation.
 """
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,9 +13,28 @@ from torch import Tensor
 from svae.geometry import wrap_angle
 from svae.noise import Noise
 
-__all__ = ["Normal", "WrappedNormal"]
+__all__ = ["Distribution", "Normal", "WrappedNormal"]
 
 _LOG_TWO_PI = math.log(2 * math.pi)
+
+
+class Distribution(Protocol):
+    """What a posterior asks of the distribution of one latent variable.
+
+    Every method is that of `Normal`; only angles are turned.
+    """
+
+    @property
+    def mode(self) -> Tensor: ...
+
+    @property
+    def stddev(self) -> Tensor: ...
+
+    def rsample(self, count: int, noise: Noise, purpose: str) -> Tensor: ...
+
+    def log_prob(self, value: Tensor) -> Tensor: ...
+
+    def turned(self, angle: Tensor) -> "Distribution": ...
 
 
 class Normal:
@@ -71,7 +91,7 @@ class WrappedNormal(Normal):
     Samples are not wrapped: nothing that an angle is used for can tell.
     """
 
-    # Beyond this standard deviation the density is uniform to 2e-7, and fewer turns suffice.
+    # Beyond this standard deviation the entropy is that of the uniform to 2e-7.
     _WIDEST = 4.0
     _TURNS = 4
     _POINTS = 256

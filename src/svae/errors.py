@@ -16,7 +16,7 @@ class UserError(Exception):
 def one_line(error: BaseException) -> str:
     """The message of an error without line breaks, or its kind where it has none."""
     text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
-    return text[:400] or type(error).__name__
+    return text or type(error).__name__
 
 
 @contextmanager

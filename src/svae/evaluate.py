@@ -11,7 +11,14 @@ from svae.command import command
 from svae.errors import told_in_one_line
 from svae.files import write_metrics
 from svae.instantiate import instantiate
-from svae.run import build_module, checkpoint_path, load_weights, read_config, resolve_hardware
+from svae.run import (
+    build_module,
+    checkpoint_path,
+    load_weights,
+    prepared_data,
+    read_config,
+    resolve_hardware,
+)
 
 __all__ = ["evaluate", "main"]
 
@@ -29,11 +36,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
             # The precision of the training, so that the same numbers come out.
             cfg.trainer.precision = cfg.trainer.precision or run.trainer.precision
         resolve_hardware(cfg.trainer)
-        datamodule = instantiate(run.dataset, "dataset")
-        datamodule.prepare_data()
-        datamodule.setup()
+        datamodule = prepared_data(run)
         module = build_module(run, datamodule)
-        load_weights(module, checkpoint_path(cfg.run, cfg.checkpoint))
+        load_weights(module.model, checkpoint_path(cfg.run, cfg.checkpoint))
         callbacks = [Figures(str(Path(cfg.output_dir) / "figures"))]
         trainer: pl.Trainer = instantiate(
             cfg.trainer, "trainer", callbacks=callbacks, logger=False

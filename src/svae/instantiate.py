@@ -50,17 +50,10 @@ def _check(node: Any, where: str, more: Mapping[str, Any]) -> None:
 
 
 def _check_call(node: dict[str, Any], where: str, more: Mapping[str, Any]) -> None:
+    target = _trusted(node["_target_"], where)
     name = node["_target_"]
-    own = tuple(f"{p}." for p in os.environ.get("SVAE_TRUSTED_TARGETS", "").split(",") if p)
-    if not isinstance(name, str) or not name.startswith(_TRUSTED + own):
-        raise ValueError(
-            f"{where}._target_: {name!r} is not from svae, pytorch_lightning, torch.nn or "
-            "torch.optim; set SVAE_TRUSTED_TARGETS to a package of your own to allow it"
-        )
-    try:
-        target = hydra.utils.get_object(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where}._target_: {name!r} does not exist") from error
+    if "_args_" in node:
+        raise ValueError(f"{where}._args_: expected arguments by name")
     parameters = inspect.signature(target).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     given = {key: value for key, value in node.items() if not key.startswith("_")}
@@ -73,6 +66,25 @@ def _check_call(node: dict[str, Any], where: str, more: Mapping[str, Any]) -> No
         if value == "???":
             raise ValueError(f"{where}.{key}: a value is missing")
         _check_type(value, _annotation(target, key), f"{where}.{key}")
+
+
+def _trusted(name: Any, where: str) -> Callable[..., Any]:
+    """The class or function of that name, if it is one that a config may name."""
+    own = tuple(f"{p}." for p in os.environ.get("SVAE_TRUSTED_TARGETS", "").split(",") if p)
+    refusal = ValueError(
+        f"{where}._target_: {name!r} is not from svae, pytorch_lightning, torch.nn or "
+        "torch.optim; set SVAE_TRUSTED_TARGETS to a package of your own to allow it"
+    )
+    if not isinstance(name, str) or not name.startswith(_TRUSTED + own):
+        raise refusal
+    try:
+        target = hydra.utils.get_object(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where}._target_: {name!r} does not exist") from error
+    # A name such as svae.run.torch.load begins well and ends elsewhere.
+    if not f"{getattr(target, '__module__', '')}.".startswith(_TRUSTED + own):
+        raise refusal
+    return target
 
 
 def _annotation(target: Callable[..., Any], key: str) -> Any:
@@ -96,7 +108,7 @@ def _check_type(value: Any, annotation: Any, where: str) -> None:
         fits = type(value) in accepted or (type(value) is int and float in accepted)
     else:
         # Of "a number or a tensor", a word is neither.
-        classes = all(inspect.isclass(kind) for kind in accepted)
+        classes = Any not in accepted and all(inspect.isclass(kind) for kind in accepted)
         fits = not (isinstance(value, str) and classes and str not in accepted)
     if not fits:
         names = [getattr(kind, "__name__", str(kind)) for kind in accepted]

@@ -26,6 +26,8 @@ from svae.priors import Prior
 
 __all__ = ["SpatialVAE"]
 
+_PIXELS_AT_ONCE = 4_000_000
+
 
 class SpatialVAE(nn.Module):
     """A variational autoencoder with content, angle and position as latent variables.
@@ -76,6 +78,9 @@ class SpatialVAE(nn.Module):
         wanted = ["z"] + ["theta"] * infer_theta + ["shift"] * infer_shift
         if missing := [name for name in wanted if name not in prior]:
             raise ValueError(f"prior: expected one for {', '.join(missing)}, got {list(prior)}")
+        dims = getattr(prior["z"], "dims", z_dim)
+        if dims != z_dim:
+            raise ValueError(f"prior: expected one on the {z_dim} components of z, got {dims}")
         self._priors = nn.ModuleDict({name: prior[name] for name in wanted})
         self.likelihood = likelihood(image_shape=self.image_shape)
         self.encoder = encoder(image_shape=self.image_shape)
@@ -199,11 +204,21 @@ class SpatialVAE(nn.Module):
         return self.likelihood.log_prob(params, target).sum(-1) * scale
 
     def importance_log_weights(self, image: Tensor, noise: Noise, samples: int) -> Tensor:
-        """log p(y, latents) - log q(latents | y) of posterior samples, with shape (samples, B)."""
+        """log p(y, latents) - log q(latents | y) of posterior samples, with shape (samples, B).
+
+        A few samples at a time, so that many of them need no more memory.
+        """
         q = self.infer(image)
         latents, _ = q.rsample(samples, noise)
         log_prior = sum(p.log_prob(getattr(latents, name)) for name, p in self.priors.items())
-        return self.log_likelihood(image, latents) + log_prior - q.log_prob(latents)
+        group = max(1, _PIXELS_AT_ONCE // (len(image) * len(self.likelihood.scored_pixels)))
+        log_likelihood = torch.cat(
+            [
+                self.log_likelihood(image, latents[start : start + group])
+                for start in range(0, samples, group)
+            ]
+        )
+        return log_likelihood + log_prior - q.log_prob(latents)
 
     @torch.no_grad()
     def encode(self, image: Tensor, batch_size: int = 500) -> Latents:
@@ -226,6 +241,7 @@ class SpatialVAE(nn.Module):
         image = torch.as_tensor(image)
         if image.ndim == 3 and self.image_shape[0] == 1:
             image = image.unsqueeze(1)
+        self.likelihood.check(image)
         for part in image.split(at_least("batch_size", batch_size, 1)):
             yield part.to(self.grid)
 

@@ -1,5 +1,6 @@
 """The Lightning module: steps, logging and the optimiser of any `SpatialVAE`."""
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,8 @@ from svae.priors import Prior
 from svae.schedules import Schedule
 
 __all__ = ["VAEModule"]
+
+log = logging.getLogger(__name__)
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -90,7 +93,10 @@ class VAEModule(pl.LightningModule):
             self._log_means("train")
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self.log("train/learning_rate", rate, on_step=False, on_epoch=True, batch_size=1)
-        return -objective.mean()
+        # Processes may have different shares of a batch, and gradients are averaged over them.
+        sampler = self.trainer.train_dataloader.sampler  # type: ignore[union-attr]
+        total = sampler.images_in(batch_idx)
+        return -objective.sum() * (self.trainer.world_size / total)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._update("val", self._bound("val", batch))
@@ -132,6 +138,10 @@ class VAEModule(pl.LightningModule):
         )
         # A test cut short may leave fewer images than clusters; that must not cost the rest.
         enough = self.num_labels is not None and len(known["index"]) >= self.num_labels
+        inferred = [known[f"inferred_{name}"] for name in ("z", "theta", "shift")]
+        if not all(value.isfinite().all() for value in inferred):
+            log.warning("inferred latents are not finite: no metrics of pose and clusters")
+            return
         if "label" in known and self.num_labels and enough and model.z_dim:
             metrics |= clustering_metrics(
                 known["inferred_z"], known["label"], self.num_labels, self.seed
@@ -152,7 +162,8 @@ class VAEModule(pl.LightningModule):
     def _bound(self, split: str, batch: Batch) -> ELBO:
         # The same noise at every evaluation, so that epochs and runs compare.
         noise = Noise(self.seed, split, batch["index"])
-        return self.model.elbo(batch["image"], noise, samples=self.elbo_samples)
+        held = split == "val" and self.current_epoch < self.model.z_delay_epochs
+        return self.model.elbo(batch["image"], noise, samples=self.elbo_samples, hold_z=held)
 
     def _update(self, split: str, elbo: ELBO, **more: Tensor) -> None:
         values = {"elbo": elbo.value, "log_likelihood": elbo.log_likelihood} | more

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from svae.datasets import ImageDataModule
 from svae.errors import one_line
@@ -29,9 +31,21 @@ def read_config(run: str | Path) -> DictConfig:
             f"run: {run} is not a run directory (it has no config.yaml); expected one such as "
             "outputs/train/<date>"
         )
-    config = OmegaConf.load(path)
+    try:
+        config = OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not a config ({one_line(error)})") from error
     assert isinstance(config, DictConfig)
     return config
+
+
+def prepared_data(config: DictConfig) -> ImageDataModule:
+    """The data set of a config, fetched by one process and read by all."""
+    datamodule: ImageDataModule = instantiate(config.dataset, "dataset")
+    fetch = rank_zero_only(datamodule.prepare_data)
+    fetch()
+    datamodule.setup()
+    return datamodule
 
 
 def checkpoint_path(run: str | Path, checkpoint: str = "best") -> Path:
@@ -94,14 +108,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def load_weights(module: VAEModule, path: str | Path) -> None:
-    """Put the weights of a checkpoint into a module.
+def load_weights(model: SpatialVAE, path: str | Path) -> None:
+    """Put the weights of a checkpoint into a model.
 
     Raises:
         ValueError: The checkpoint is of another model.
     """
-    state = read_checkpoint(path)["state_dict"]
-    own = module.state_dict()
+    prefix = "model."
+    state = {
+        name.removeprefix(prefix): value
+        for name, value in read_checkpoint(path)["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    own = model.state_dict()
     missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
     wrong = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if missing or unknown or wrong:
@@ -111,7 +130,7 @@ def load_weights(module: VAEModule, path: str | Path) -> None:
             f"{path}: a checkpoint of another model; {name} is {shapes[0]} in the checkpoint and "
             f"{shapes[1]} in the model (check model, z_dim and the image size)"
         )
-    module.load_state_dict(state)
+    model.load_state_dict(state)
 
 
 def load(run: str | Path, checkpoint: str = "best") -> SpatialVAE:
@@ -123,7 +142,5 @@ def load(run: str | Path, checkpoint: str = "best") -> SpatialVAE:
     """
     config = read_config(run)
     model: SpatialVAE = instantiate(config.model, "model")
-    state = read_checkpoint(checkpoint_path(run, checkpoint))["state_dict"]
-    prefix = "model."
-    model.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+    load_weights(model, checkpoint_path(run, checkpoint))
     return model.eval()

@@ -1,24 +1,15 @@
 import gzip
 
-import numpy as np
 import pytest
 import torch
+from tests.helpers import write_mnist
 
 from svae.datasets import MNIST, mnist
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Files of MNIST's form with 60 and 20 small digits."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for part, count in (("train", 60), ("t10k", 20)):
-        images = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = random.integers(0, 10, count, dtype=np.uint8)
-        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
-            head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
-            (raw / f"{part}-{name}-ubyte").write_bytes(head + array.tobytes())
+    write_mnist(tmp_path)
     return tmp_path
 
 

@@ -137,15 +137,16 @@ def test_fourier_and_expanded_coordinates_exclude_each_other():
 
 
 def test_bfloat16_keeps_the_coordinates():
-    """Under autocast two pixels next to each other in a 1000-pixel image still differ."""
-    network = CoordinateMLP((1, 1000, 1000), 0, 1, hidden=64)
-    coords = torch.tensor([[[0.9, 0.9], [0.9 + 2 / 999, 0.9]]])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        inside = network.from_coords.weight.dtype
-        h = network.from_coords(coords)
-        first = network.pixels(coords, torch.zeros(1, 0))
-    assert inside == torch.float32
-    assert h.dtype == torch.bfloat16  # what autocast would do to the first layer
+    """Under autocast two pixels next to each other in a 1000-pixel image differ as they should."""
+    network = CoordinateMLP((1, 1000, 1000), 0, 1, hidden=64, activation="tanh")
+    # Edges a pixel wide, as in a sharp image, at x = 0.9.
+    network.from_coords.weight.data = torch.tensor([[2000.0, 0.0]]).repeat(64, 1)
+    network.from_coords.bias.data.fill_(-1800.0)
+    coords = torch.tensor([[[0.9 - 1 / 2000, 0.5], [0.9 + 1 / 2000, 0.5]]])
     with torch.no_grad():
         exact = network.pixels(coords, torch.zeros(1, 0))
-    assert_close(first.float(), exact, atol=0.02, rtol=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network.pixels(coords, torch.zeros(1, 0)).float()
+    difference = exact[0, 1] - exact[0, 0]
+    assert difference.abs() > 0.1
+    assert_close(rounded[0, 1] - rounded[0, 0], difference, rtol=0.05, atol=0)

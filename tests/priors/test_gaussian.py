@@ -76,6 +76,14 @@ def test_lattice_of_angles_has_the_prior_as_its_marginal(count, tolerance):
     assert_close(marginal.exp(), prior.log_prob(angles).exp(), rtol=tolerance, atol=0)
 
 
+def test_a_lattice_may_count_its_angles_from_zero():
+    """The published offsets run from 0 to 2 pi."""
+    points = torch.arange(8, dtype=DOUBLE) / 8 * 2 * math.pi
+    log_weights, _ = GaussianAngle(45.0).on_lattice(points)
+    assert_close(log_weights[1:4], log_weights[5:].flip(0))
+    assert log_weights.argmax() == 0
+
+
 def test_around_a_point_the_posterior_at_the_point_has_no_divergence():
     points = torch.tensor([-1.0, 0.0, 1.0], dtype=DOUBLE)
     _, around = GaussianAngle(90.0).on_lattice(points)

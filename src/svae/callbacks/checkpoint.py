@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 __all__ = ["BestCheckpoint", "LastCheckpoint"]
@@ -27,8 +28,21 @@ class BestCheckpoint(ModelCheckpoint):
             monitor="val/elbo",
             mode="max",
             save_top_k=1,
+            save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+        #: All that was logged of validation at the best epoch.
+        self.best_metrics: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        before = self.best_model_score
+        super().on_validation_end(trainer, pl_module)
+        if self.best_model_score is not before:
+            logged = trainer.callback_metrics.items()
+            self.best_metrics = {k: v.item() for k, v in logged if k.startswith("val/")}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"best_metrics": self.best_metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         old = Path(state_dict["best_model_path"])
@@ -44,6 +58,7 @@ class BestCheckpoint(ModelCheckpoint):
                 "kth_best_model_path": str(new),
                 "best_k_models": {str(new): state_dict["best_model_score"]},
             }
+        self.best_metrics = state_dict["best_metrics"]
         super().load_state_dict(state_dict)
 
 

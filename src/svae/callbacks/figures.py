@@ -27,6 +27,8 @@ class Figures(Callback):
     def __init__(self, folder: str, examples: int = 12, manifold_side: int = 16) -> None:
         self.folder = Path(folder)
         self.examples = at_least("examples", examples, 1)
+        if examples > 12:
+            raise ValueError(f"examples: expected at most 12, got {examples}")
         self.side = at_least("manifold_side", manifold_side, 2)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -23,12 +23,20 @@ class MetricsCSV(Callback):
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self.rows: list[dict[str, float]] = []
+        self.validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning keeps what earlier epochs logged: take only what this one did. An epoch that
+        # a limit of steps or time cut short has no means of its own.
+        fresh = ("train/",) * trainer.is_last_batch + ("val/",) * self.validated
+        self.validated = False
         logged = {
             name: value.item()
             for name, value in trainer.callback_metrics.items()
-            if name.startswith(("train/", "val/"))
+            if fresh and name.startswith(fresh)
         }
         position = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         self.rows.append(position | dict(sorted(logged.items())))

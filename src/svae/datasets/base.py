@@ -69,6 +69,10 @@ class EpochBatches(Sampler[Tensor]):
     def __len__(self) -> int:
         return self.batches
 
+    def images_in(self, batch: int) -> int:
+        """The number of images in a batch, over all processes together."""
+        return self.rows // self.batches + (batch < self.rows % self.batches)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the order; Lightning calls this at the start of every epoch."""
         self.epoch = epoch

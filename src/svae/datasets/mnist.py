@@ -85,9 +85,10 @@ class MNIST(PosedImages):
             torchvision.datasets.MNIST(str(self.root), download=True)
         except (RuntimeError, URLError, OSError) as error:
             raise FileNotFoundError(
-                f"MNIST: {', '.join(_MD5)} are not in {raw} and could not be downloaded "
-                f"({error}). Put the four files there, or set SVAE_DATA_DIR to the folder that "
-                "holds MNIST/raw/. Without them: python -m svae.train dataset=rot_digits"
+                f"MNIST: {', '.join(_MD5)} are not in {raw} and could not be downloaded. Put the "
+                "four files there, or set SVAE_DATA_DIR to the folder that holds MNIST/raw/; "
+                "without them: python -m svae.train dataset=rot_digits "
+                f"({type(error).__name__})"
             ) from error
 
     def objects(self) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

@@ -142,7 +142,8 @@ class CoordinateMLP(nn.Module):
 
     def pixels(self, coords: Tensor, z: Tensor) -> Tensor:
         """`forward` in one piece; shapes as there."""
-        # The first layer in full precision: bfloat16 would round a coordinate to half a pixel.
+        # The first layer in full precision: bfloat16 would round the coordinates of large images
+        # to a pixel.
         with torch.autocast(coords.device.type, enabled=False):
             features = self.features(coords)
             h = self.from_coords(features)

@@ -1,9 +1,12 @@
 """Do clusters of the latent content match labels that training never saw?"""
 
+import warnings
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -54,7 +57,9 @@ def clustering_metrics(
     )
     # One thread: the matrices are small, and where cores are shared the threads of OpenBLAS and
     # OpenMP wait for each other ten times longer than they compute.
-    with threadpool_limits(limits=1):
+    # Content that collapsed to a few points has fewer clusters; the numbers say so by themselves.
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
         found = {"": kmeans.fit_predict(points), "_gmm": mixture.fit_predict(points)}
 
     truth = labels.detach().cpu().numpy()

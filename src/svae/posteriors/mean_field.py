@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from svae.distributions import Normal
+from svae.distributions import Distribution
 from svae.geometry import rotate
 from svae.latents import Latents
 from svae.noise import Noise
@@ -30,7 +30,7 @@ class MeanFieldPosterior:
             image's, counter-clockwise; not at all if None.
     """
 
-    def __init__(self, factors: Mapping[str, Normal], frame: Tensor | None = None) -> None:
+    def __init__(self, factors: Mapping[str, Distribution], frame: Tensor | None = None) -> None:
         self.factors, self.frame = factors, frame
 
     def _latents(self, values: Mapping[str, Tensor]) -> Latents:

@@ -1,10 +1,11 @@
 """What a prior answers."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor, nn
 
-from svae.distributions import Normal
+from svae.distributions import Distribution
 
 __all__ = ["Prior"]
 
@@ -24,7 +25,7 @@ class Prior(nn.Module, ABC):
         """Log-density in nats, with shape (...), of values with shape (..., *event)."""
 
     @abstractmethod
-    def family(self, params: Tensor, around: Tensor | float = 0.0) -> Normal:
+    def family(self, params: Tensor, around: Tensor | float = 0.0) -> Distribution:
         """The approximate posterior with these parameters.
 
         Arguments:
@@ -33,10 +34,14 @@ class Prior(nn.Module, ABC):
         """
 
     @abstractmethod
-    def kl(self, q: Normal) -> Tensor:
-        """The divergence KL(q || prior) in nats, with shape (...): what is reported."""
+    def kl(self, q: Any) -> Tensor:
+        """The divergence KL(q || prior) in nats, with shape (...): what is reported.
 
-    def optimised_kl(self, q: Normal) -> Tensor:
+        Arguments:
+            q: A distribution that `family` made.
+        """
+
+    def optimised_kl(self, q: Any) -> Tensor:
         """The term that training minimises in the place of `kl`, where the two differ."""
         return self.kl(q)
 

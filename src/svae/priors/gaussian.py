@@ -16,7 +16,7 @@ from torch import Tensor
 
 from svae.checks import at_least, image_shape_of, positive
 from svae.distributions import Normal
-from svae.geometry import pixel_size
+from svae.geometry import pixel_size, wrap_angle
 from svae.priors.base import Prior
 
 __all__ = ["Gaussian", "GaussianAngle", "GaussianShift"]
@@ -95,7 +95,7 @@ class GaussianAngle(Gaussian):
         weights = Normal(
             torch.zeros_like(points),
             torch.full_like(points, 0.5 * math.log(self.std**2 - width**2)),
-        ).log_prob(points)
+        ).log_prob(wrap_angle(points))
         around = GaussianAngle(math.degrees(width))
         around.loc = points
         return torch.log_softmax(weights, dim=0), around
