@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from svae.generators import CoordinateMLP
 from svae.geometry import (
     pixel_grid,
     pixel_size,
@@ -109,17 +110,23 @@ def test_turning_an_image_turns_angle_and_shift():
     assert_close(to_object_frame(coords, pose.theta, pose.shift), expected)
 
 
-def test_the_papers_pose_orders_are_ours_at_mapped_latents():
+def test_the_papers_decoders_are_ours_at_mapped_latents():
     """spatial-VAE: x R(t) + d with t = -theta, d = -R(-theta) shift; TARGET-VAE: (x - d) R(t)."""
-    theta, shift = torch.randn(5, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
-    coords = pixel_grid(4, 6)
-    ours = to_object_frame(coords, theta, shift)
-    angle = -theta
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    matrix = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2)
-    displacement = -rotate(shift, -theta)
-    assert_close(coords @ matrix + displacement.unsqueeze(1), ours)
-    assert_close((coords - shift.unsqueeze(1)) @ matrix, ours)
+    generator = CoordinateMLP((1, 8, 8), 2, 1, hidden=32).double()
+    generator.from_coords.weight.data *= 3
+    coords = pixel_grid(8, 8)
+    z, theta = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    shift = torch.randn(5, 2, dtype=torch.float64)
+    ours = generator(to_object_frame(coords, theta, shift), z)
+    for image, (angle, (dx, dy)) in enumerate(zip(-theta, shift, strict=True)):
+        c, s = torch.cos(angle), torch.sin(angle)
+        rotation = torch.stack([torch.stack([c, s]), torch.stack([-s, c])])  # as both print it
+        # -R(-theta) shift, with the matrix of this project's page written out at -theta = angle.
+        displacement = -torch.stack([c * dx - s * dy, s * dx + c * dy])
+        spatial_vae = generator((coords @ rotation + displacement)[None], z[image, None])
+        target_vae = generator(((coords - shift[image]) @ rotation)[None], z[image, None])
+        assert_close(spatial_vae[0], ours[image])
+        assert_close(target_vae[0], ours[image])
 
 
 def test_wrapped_angles_are_the_same_angles():

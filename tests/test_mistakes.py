@@ -53,7 +53,7 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
         (["model/generator=pixel_mlp"], "infer_theta"),
         (["prior.theta.std_deg=0"], "std_deg: expected a number above 0, got 0"),
         (["prior.shift.std_px=wide"], "std_px: expected float, got 'wide'"),
-        (["dataset.image_size=10"], "image_size: expected at least the 20 pixels"),
+        (["dataset.image_size=10"], "image_size: expected at least the 24 pixels"),
         (["dataset.theta_distribution=flat"], "theta_distribution: expected one of normal"),
         (["dataset.batch_size=0"], "batch_size: expected .* at least 1, got 0"),
         (["optimizer.lr=fast"], "optimizer.lr: expected float or Tensor, got 'fast'"),

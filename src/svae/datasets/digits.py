@@ -13,11 +13,10 @@ __all__ = ["RotDigits"]
 
 
 class RotDigits(PosedImages):
-    """1797 digits of 8x8 pixels, prepared as MNIST's are, then turned and moved.
+    """1797 digits of 8x8 pixels, enlarged and centred, then turned and moved.
 
-    MNIST's digits were fitted into 20x20 pixels and put with their centre of mass at the centre
-    of 28x28. A centre that means something makes the shift mean something; and the margin keeps
-    turned digits within the image.
+    As in MNIST, a digit's centre of mass lies at the centre of its image, which gives the shift a
+    meaning, and a margin keeps turned digits within the image.
 
     References:
         Optical recognition of handwritten digits (Alpaydin and Kaynak, UCI, 1998), test part.
@@ -40,7 +39,7 @@ class RotDigits(PosedImages):
 
     def __init__(
         self,
-        digit_size: int = 20,
+        digit_size: int = 24,
         centre: bool = True,
         image_size: int = 28,
         theta_distribution: str = "normal",
