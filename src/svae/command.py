@@ -66,7 +66,8 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
                     raise
                 sys.exit(f"svae: {one_line(error)}")
             except OSError as error:
-                if show_all or started:
+                # Only a path that cannot be made is told here; not a pipe that was closed.
+                if show_all or started or error.filename is None:
                     raise
                 sys.exit(f"svae: the output folder cannot be made: {one_line(error)}")
 
