@@ -36,14 +36,14 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.zdim=3"], "zdim"),
+        (["model.zdim=3"], r"Could not override 'model.zdim'\. To append"),
         (["modle=spatial_vae"], "modle"),
         (["model=spatial_vea"], "spatial_vea"),
         (["model.z_dim"], "model.z_dim"),
         (["+model.encoder.widht=3"], "model.encoder.widht"),
         (["model.z_dim=two"], "z_dim: expected int, got 'two'"),
         (["model.z_dim=2.5"], "z_dim: expected int, got 2.5"),
-        (["model.z_dim=-1"], "at least 0, got -1"),
+        (["model.z_dim=-1"], "dims: expected .* at least 0, got -1 .in model.prior.z."),
         (["model.pixels_per_image=0"], "pixels_per_image: expected .* at least 1, got 0"),
         (["model.beta=-1"], "beta: expected a number above 0, got -1"),
         (["model.infer_theta=maybe"], "infer_theta: expected bool, got 'maybe'"),

@@ -15,7 +15,8 @@ class UserError(Exception):
 
 def one_line(error: BaseException) -> str:
     """The message of an error without line breaks, or its kind where it has none."""
-    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(line if line[-1] in ".,:;" else f"{line};" for line in lines).rstrip(";")
     return text or type(error).__name__
 
 
@@ -29,6 +30,4 @@ def told_in_one_line() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, OSError, HydraException, OmegaConfBaseException) as error:
-        # Hydra wraps what a constructor raised; its own words add nothing to ours.
-        cause = error.__cause__ if isinstance(error, HydraException) else None
-        raise UserError(one_line(cause or error)) from error
+        raise UserError(one_line(error)) from error

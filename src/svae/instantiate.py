@@ -2,13 +2,17 @@
 
 import inspect
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import hydra
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+
+from svae.errors import one_line
 
 __all__ = ["instantiate"]
 
@@ -25,15 +29,23 @@ def instantiate(config: DictConfig, where: str, **more: Any) -> Any:
         more: Further arguments of the target.
 
     Raises:
-        ValueError: A key that the target does not take, or a value of another type than it says;
-            a value that is missing; or a target outside of `svae`, `pytorch_lightning`,
+        ValueError: What a constructor raised; a key that the target does not take, or a value of
+            another type than it says; a value that is missing; or a target outside of `svae`, `pytorch_lightning`,
             `torch.nn` and `torch.optim`. `SVAE_TRUSTED_TARGETS` adds packages of one's own,
             separated by commas.
     """
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     _check(plain, where, more)
-    return hydra.utils.instantiate(plain, _convert_="all", **more)
+    try:
+        return hydra.utils.instantiate(plain, _convert_="all", **more)
+    except InstantiationException as error:
+        if error.__cause__ is None:
+            raise
+        # What the constructor said is what helps; of Hydra's words, the place.
+        inside = re.search(r"full_key: (\S+)", str(error))
+        place = f"{where}.{inside.group(1)}" if inside else where
+        raise ValueError(f"{one_line(error.__cause__)} (in {place})") from error
 
 
 def _check(node: Any, where: str, more: Mapping[str, Any]) -> None:
