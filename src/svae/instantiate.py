@@ -30,9 +30,9 @@ def instantiate(config: DictConfig, where: str, **more: Any) -> Any:
 
     Raises:
         ValueError: What a constructor raised; a key that the target does not take, or a value of
-            another type than it says; a value that is missing; or a target outside of `svae`, `pytorch_lightning`,
-            `torch.nn` and `torch.optim`. `SVAE_TRUSTED_TARGETS` adds packages of one's own,
-            separated by commas.
+            another type than it says; a value that is missing; or a target outside of `svae`,
+            `pytorch_lightning`, `torch.nn` and `torch.optim`. `SVAE_TRUSTED_TARGETS` adds
+            packages of one's own, separated by commas.
     """
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
