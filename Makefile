@@ -34,7 +34,7 @@ format: install ## rewrite the code in the project's format
 	$(BIN)/python -m ruff format .
 
 clean: ## remove caches and build results (keeps .venv and outputs)
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
 	find src tests conf -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp makes `install` do nothing until what is to be installed changes. A Python without
