@@ -61,7 +61,8 @@ def train(cfg: DictConfig) -> float:
         metrics |= numbers(trainer.callback_metrics)
         save_metrics(cfg, metrics)
     if trainer.is_global_zero:
-        log.info(", ".join(f"{k} {metrics[k]:.4g}" for k in SUMMARY if k in metrics))
+        known = [f"{name} {metrics[name]:.4g}" for name in SUMMARY if name in metrics]
+        log.info("%s", ", ".join(known) or "nothing was validated or tested")
         log.info("run directory: %s", cfg.output_dir)
     return metrics.get("val/elbo", math.nan)
 
