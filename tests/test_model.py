@@ -188,6 +188,52 @@ def test_turning_the_encoder_input_is_undone(make_model):
     assert_close(seen["latents"].turned(turn).shift, expected.shift)
 
 
+def any_angle():
+    return {"z": Gaussian(2), "theta": UniformAngle(), "shift": GaussianShift(1.4, (1, 9, 9))}
+
+
+def test_candidates_make_inference_follow_quarter_turns(make_model):
+    """Under a prior without a preferred angle: whatever the encoder makes of the images."""
+    model = make_model(prior=any_angle(), pose_candidates=4).double()
+    images = torch.rand(6, 1, 9, 9)
+    images = images.double()
+    quarter = torch.full((6,), torch.pi / 2, dtype=torch.float64)
+    expected = model.infer(images).mode().turned(quarter)
+    found = model.infer(rotate_image(images, quarter)).mode()
+    assert_close(found.z, expected.z, atol=1e-5, rtol=0)
+    assert_close(found.shift, expected.shift, atol=1e-5, rtol=0)
+    difference = wrap_angle(found.theta - expected.theta)
+    assert_close(difference, torch.zeros_like(difference), atol=1e-5, rtol=0)
+    # One candidate does not follow.
+    single = model.infer(rotate_image(images, quarter), candidates=1).mode()
+    assert (single.z - model.infer(images, candidates=1).mode().z).abs().max() > 1e-3
+
+
+def test_candidates_never_lower_the_bound_they_are_chosen_by(make_model):
+    model, images = make_model(prior=any_angle()), torch.rand(6, 1, 9, 9)
+
+    def bound(candidates):
+        q = model.infer(images, candidates)
+        kl = torch.stack(list(q.kl(model.priors).values())).sum(0)
+        return model.log_likelihood(images, q.mode()[None]).squeeze(0) - kl
+
+    one, four = bound(1), bound(4)
+    assert (four >= one - 1e-3).all()
+    assert (four > one + 1e-3).any()
+    # Each equals the chosen one of all candidates, image by image.
+    turns = [torch.full((6,), k * torch.pi / 2) for k in range(4)]
+    best = torch.stack([model._bound_at_mode(images, turn) for turn in turns]).amax(0)
+    assert_close(four, best, atol=1e-3, rtol=0)
+
+
+def test_training_takes_the_encoders_own_guess(make_model):
+    images = torch.rand(6, 1, 9, 9)
+    model = make_model(prior=any_angle(), pose_candidates=4)
+    expected = model.elbo(images, NOISE, candidates=1).value
+    assert torch.equal(model.training_elbo(images, NOISE, 0).value, expected)
+    assert not torch.allclose(model.elbo(images, NOISE).value, expected)
+
+
 def test_z_is_held_at_zero_for_the_first_epochs(make_model):
     model, images = make_model(z_delay_epochs=2), torch.rand(6, 1, 9, 9)
     for epoch, held in ((0, True), (1, True), (2, False)):
@@ -229,6 +275,8 @@ def test_the_bound_does_not_depend_on_the_batch(make_model):
         ({"generator": partial(PixelMLP, hidden=4)}, "infer_theta"),
         ({"pixels_per_image": 0}, "pixels_per_image"),
         ({"infer_theta": False, "augment_rotation": True}, "augment_rotation"),
+        ({"infer_theta": False, "pose_candidates": 2}, "pose_candidates"),
+        ({"pose_candidates": 0}, "pose_candidates"),
         ({"prior": {"z": Gaussian(2)}}, "prior.*theta, shift"),
         (
             {

@@ -50,6 +50,8 @@ class SpatialVAE(nn.Module):
             if null. The estimate of the objective is unbiased; evaluation scores every pixel.
         augment_rotation: Whether training turns the encoder's input at random (section 4.3).
         z_delay_epochs: For how many epochs training holds z at zero (section 4.3).
+        pose_candidates: In how many turns each image is shown to the encoder outside of training;
+            the posterior with the best bound is kept. More than one mends poses half a turn off.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class SpatialVAE(nn.Module):
         pixels_per_image: int | None = None,
         augment_rotation: bool = False,
         z_delay_epochs: int = 0,
+        pose_candidates: int = 1,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape_of(image_shape)
@@ -102,6 +105,9 @@ class SpatialVAE(nn.Module):
                     f"pixels_per_image: expected null for {type(self.generator).__name__}, "
                     "which generates all pixels at once"
                 )
+        self.pose_candidates = at_least("pose_candidates", pose_candidates, 1)
+        if pose_candidates > 1 and not infer_theta:
+            raise ValueError("pose_candidates: expected 1 where infer_theta is false")
         if augment_rotation and not infer_theta:
             raise ValueError("augment_rotation: expected false where infer_theta is false")
         # Not a parameter: it follows from the image shape, and stays out of checkpoints.
@@ -114,14 +120,40 @@ class SpatialVAE(nn.Module):
         """The prior of each inferred variable, by its name in `Latents`."""
         return cast(dict[str, Prior], dict(self._priors.items()))
 
-    def infer(self, image: Tensor) -> Posterior:
-        """The approximate posterior of images with shape (B, C, H, W)."""
+    def infer(self, image: Tensor, candidates: int | None = None) -> Posterior:
+        """The approximate posterior of images with shape (B, C, H, W).
+
+        With more than one candidate, every image is also encoded turned by equal parts of a
+        circle, each turn is removed from the posterior, and the one with the best bound at its
+        mode is kept. An encoder has one guess of an angle and is often half a turn off; the
+        generator can tell. What is kept is a function of the image, so that bounds stay bounds.
+
+        Arguments:
+            image: Images, with shape (B, C, H, W).
+            candidates: The number of turns; by default the model's `pose_candidates`.
+        """
         if image.shape[1:] != self.image_shape:
             raise ValueError(
                 f"image: expected shape (B, {', '.join(map(str, self.image_shape))}), "
                 f"got {tuple(image.shape)}"
             )
-        return self.posterior(self.encoder(image))
+        candidates = self.pose_candidates if candidates is None else candidates
+        if candidates == 1:
+            return self.posterior(self.encoder(image))
+        turns = torch.arange(candidates, device=image.device) * (2 * torch.pi / candidates)
+        with torch.no_grad():
+            scores = [self._bound_at_mode(image, turn.expand(len(image))) for turn in turns]
+        return self._infer_turned(image, turns[torch.stack(scores).argmax(0)])
+
+    def _infer_turned(self, image: Tensor, turn: Tensor) -> Posterior:
+        """The posterior from the images turned by `turn` (B,), the turn removed again."""
+        return self.posterior(self.encoder(rotate_image(image, turn))).turned(-turn)
+
+    def _bound_at_mode(self, image: Tensor, turn: Tensor) -> Tensor:
+        """Log-likelihood at the posterior's mode less the divergences, with shape (B,)."""
+        q = self._infer_turned(image, turn)
+        kl = torch.stack(list(q.kl(self.priors).values())).sum(0)
+        return self.log_likelihood(image, q.mode()[None]).squeeze(0) - kl
 
     def elbo(
         self,
@@ -132,6 +164,7 @@ class SpatialVAE(nn.Module):
         pixels: int | None = None,
         turn_encoder_input: bool = False,
         hold_z: bool = False,
+        candidates: int | None = None,
     ) -> ELBO:
         """The bound of every image, estimated from posterior samples (spatial-VAE eq. 4).
 
@@ -145,12 +178,13 @@ class SpatialVAE(nn.Module):
                 which is then removed from the inferred pose (section 4.3): from the posterior as
                 a whole, its divergence included, so that the bound remains one.
             hold_z: Whether the generator sees z = 0 (section 4.3).
+            candidates: As in `infer`.
         """
         if turn_encoder_input:
             turn = noise.uniform("turn").to(image) * 2 * torch.pi
-            q = self.infer(rotate_image(image, turn)).turned(-turn)
+            q = self._infer_turned(image, turn)
         else:
-            q = self.infer(image)
+            q = self.infer(image, candidates)
         latents, weights = q.rsample(samples, noise)
         if hold_z:
             latents = latents.without_content()
@@ -169,6 +203,7 @@ class SpatialVAE(nn.Module):
             pixels=self.pixels_per_image,
             turn_encoder_input=self.augment_rotation,
             hold_z=epoch < self.z_delay_epochs,
+            candidates=1,
         )
 
     def log_likelihood(
