@@ -121,7 +121,7 @@ def check_resumed(cfg: DictConfig) -> None:
     A checkpoint brings the state of its optimiser and schedule, so that other settings of theirs
     would silently do nothing; other data would mix the splits.
     """
-    before = Path(cfg.ckpt_path).parents[1]
+    before = Path(cfg.ckpt_path).resolve().parents[1]
     if not (before / "config.yaml").is_file():
         return
     old = OmegaConf.to_container(read_config(before), resolve=True)
