@@ -128,6 +128,10 @@ class VAEModule(pl.LightningModule):
         assert self.per_image is not None
         known = self.per_image.compute()
         self.per_image.reset()
+        inferred = [known[f"inferred_{name}"] for name in ("z", "theta", "shift")]
+        if not all(value.isfinite().all() for value in inferred):
+            log.warning("inferred latents are not finite: no metrics of pose and clusters")
+            return
         model = self.model
         metrics = pose_metrics(
             known["inferred_theta"] if "theta" in model.priors else None,
@@ -138,10 +142,6 @@ class VAEModule(pl.LightningModule):
         )
         # A test cut short may leave fewer images than clusters; that must not cost the rest.
         enough = self.num_labels is not None and len(known["index"]) >= self.num_labels
-        inferred = [known[f"inferred_{name}"] for name in ("z", "theta", "shift")]
-        if not all(value.isfinite().all() for value in inferred):
-            log.warning("inferred latents are not finite: no metrics of pose and clusters")
-            return
         if "label" in known and self.num_labels and enough and model.z_dim:
             metrics |= clustering_metrics(
                 known["inferred_z"], known["label"], self.num_labels, self.seed
