@@ -35,7 +35,7 @@ def compose_train(*overrides: str):
 
 GROUPS = [
     *("dataset", "model", "prior", "optimizer", "scheduler", "trainer", "callbacks"),
-    *("experiment", "debug", "model/encoder", "model/generator", "model/likelihood"),
+    *("logger", "experiment", "debug", "model/encoder", "model/generator", "model/likelihood"),
     "model/posterior",
 ]
 EVERY = [f"{group}={name}" for group in GROUPS for name in choices(group)]

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from svae.directories import release
 from svae.errors import UserError, one_line
 from svae.paths import conf_dir
 
@@ -70,6 +71,8 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 if show_all or started or error.filename is None:
                     raise
                 sys.exit(f"svae: the output folder cannot be made: {one_line(error)}")
+            finally:
+                release()
 
         return main
 

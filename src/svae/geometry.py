@@ -27,6 +27,7 @@ from torch.nn.functional import grid_sample
 __all__ = [
     "pixel_grid",
     "pixel_size",
+    "remove_pose",
     "rotate",
     "rotate_image",
     "to_object_frame",
@@ -105,6 +106,11 @@ def transform_image(image: Tensor, theta: Tensor, shift: Tensor) -> Tensor:
     source = source / half * torch.tensor([1, -1], dtype=image.dtype, device=image.device)
     source = source.unflatten(-2, (height, width))
     return grid_sample(image, source, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def remove_pose(image: Tensor, theta: Tensor, shift: Tensor) -> Tensor:
+    """The inverse of `transform_image`: every image moved back by its shift, then turned back."""
+    return transform_image(image, -theta, -rotate(shift, -theta))
 
 
 def rotate_image(image: Tensor, theta: Tensor) -> Tensor:

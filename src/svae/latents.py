@@ -45,6 +45,10 @@ class Latents:
         """The latents with `function` applied to each of the three tensors."""
         return Latents(function(self.z), function(self.theta), function(self.shift))
 
+    def isfinite(self) -> bool:
+        """Whether every number is finite."""
+        return all(value.isfinite().all() for value in (self.z, self.theta, self.shift))
+
     def turned(self, angle: Tensor) -> Latents:
         """The latents of the images turned counter-clockwise by `angle`: the shift turns too."""
         return Latents(self.z, self.theta + angle, rotate(self.shift, angle))

@@ -160,6 +160,7 @@ class SpatialVAE(nn.Module):
         image: Tensor,
         noise: Noise,
         *,
+        q: Posterior | None = None,
         samples: int = 1,
         pixels: int | None = None,
         turn_encoder_input: bool = False,
@@ -171,6 +172,7 @@ class SpatialVAE(nn.Module):
         Arguments:
             image: Images, with shape (B, C, H, W).
             noise: Where the randomness comes from.
+            q: The posterior of the images, where `infer` was asked already.
             samples: The number of posterior samples.
             pixels: How many pixels per image are scored; the rest is estimated from them, without
                 bias. All by default.
@@ -183,7 +185,7 @@ class SpatialVAE(nn.Module):
         if turn_encoder_input:
             turn = noise.uniform("turn").to(image) * 2 * torch.pi
             q = self._infer_turned(image, turn)
-        else:
+        elif q is None:
             q = self.infer(image, candidates)
         latents, weights = q.rsample(samples, noise)
         if hold_z:
@@ -238,12 +240,14 @@ class SpatialVAE(nn.Module):
         params = params.unflatten(0, (count, batch))
         return self.likelihood.log_prob(params, target).sum(-1) * scale
 
-    def importance_log_weights(self, image: Tensor, noise: Noise, samples: int) -> Tensor:
+    def importance_log_weights(
+        self, image: Tensor, noise: Noise, samples: int, q: Posterior | None = None
+    ) -> Tensor:
         """log p(y, latents) - log q(latents | y) of posterior samples, with shape (samples, B).
 
-        A few samples at a time, so that many of them need no more memory.
+        A few samples at a time, so that many of them need no more memory. Arguments as in `elbo`.
         """
-        q = self.infer(image)
+        q = self.infer(image) if q is None else q
         latents, _ = q.rsample(samples, noise)
         log_prior = sum(p.log_prob(getattr(latents, name)) for name, p in self.priors.items())
         group = max(1, _PIXELS_AT_ONCE // (len(image) * len(self.likelihood.scored_pixels)))

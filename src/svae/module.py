@@ -12,10 +12,12 @@ from svae.checks import at_least
 from svae.datasets.base import Batch
 from svae.elbo import ELBO
 from svae.geometry import pixel_size
+from svae.inferred import Inferred
 from svae.metrics import MeanPerImage, PerImage, clustering_metrics, pose_metrics
 from svae.metrics.bounds import importance_weighted_bound
 from svae.model import SpatialVAE
 from svae.noise import Noise
+from svae.posteriors import Posterior
 from svae.priors import Prior
 from svae.schedules import Schedule
 
@@ -74,13 +76,13 @@ class VAEModule(pl.LightningModule):
             }
         )
         self.per_image: PerImage | None = None
+        #: What was inferred from every image of the newest validation or test, for figures.
+        self.inferred: Inferred | None = None
 
     def setup(self, stage: str) -> None:
-        if stage == "test":
-            known = self.trainer.datamodule.splits["test"]  # type: ignore[attr-defined]
-            truth = [name for name in ("label", "theta", "shift") if name in known]
-            inferred = [f"inferred_{name}" for name in ("z", "theta", "shift")]
-            self.per_image = PerImage(["index", *inferred, *truth])
+        split = "test" if stage == "test" else "val"
+        known = self.trainer.datamodule.splits[split]  # type: ignore[attr-defined]
+        self.per_image = PerImage(Inferred.names_in(known))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         noise = Noise(self.seed, self.global_step, batch["index"])
@@ -99,53 +101,46 @@ class VAEModule(pl.LightningModule):
         return -objective.sum() * (self.trainer.world_size / total)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._update("val", self._bound("val", batch))
+        q = self.model.infer(batch["image"])
+        elbo = self._bound("val", batch, q)
+        self._update("val", elbo)
+        self._collect(batch, q, elbo)
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("val")
+        self._gather()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        q = self.model.infer(batch["image"])
         more = {}
         if self.iwae_samples:
             noise = Noise(self.seed, "iwae", batch["index"])
             log_weights = self.model.importance_log_weights(
-                batch["image"], noise, self.iwae_samples
+                batch["image"], noise, self.iwae_samples, q
             )
             more["iwae_bound"] = importance_weighted_bound(log_weights)
-        self._update("test", self._bound("test", batch), **more)
-        mode = self.model.infer(batch["image"]).mode()
-        inferred = {
-            "inferred_z": mode.z,
-            "inferred_theta": mode.theta,
-            "inferred_shift": mode.shift,
-        }
-        assert self.per_image is not None
-        names = self.per_image.names
-        self.per_image.update(**inferred, **{k: v for k, v in batch.items() if k in names})
+        elbo = self._bound("test", batch, q)
+        self._update("test", elbo, **more)
+        self._collect(batch, q, elbo)
 
     def on_test_epoch_end(self) -> None:
         self._log_means("test")
-        assert self.per_image is not None
-        known = self.per_image.compute()
-        self.per_image.reset()
-        inferred = [known[f"inferred_{name}"] for name in ("z", "theta", "shift")]
-        if not all(value.isfinite().all() for value in inferred):
+        known = self._gather()
+        if not known.latents.isfinite():
             log.warning("inferred latents are not finite: no metrics of pose and clusters")
             return
-        model = self.model
+        model, latents = self.model, known.latents
         metrics = pose_metrics(
-            known["inferred_theta"] if "theta" in model.priors else None,
-            known["inferred_shift"] if "shift" in model.priors else None,
-            known.get("theta"),
-            known.get("shift"),
+            latents.theta if "theta" in model.priors else None,
+            latents.shift if "shift" in model.priors else None,
+            known.theta,
+            known.shift,
             pixel_size(*model.image_shape[1:]),
         )
         # A test cut short may leave fewer images than clusters; that must not cost the rest.
-        enough = self.num_labels is not None and len(known["index"]) >= self.num_labels
-        if "label" in known and self.num_labels and enough and model.z_dim:
-            metrics |= clustering_metrics(
-                known["inferred_z"], known["label"], self.num_labels, self.seed
-            )
+        enough = self.num_labels is not None and len(known) >= self.num_labels
+        if known.label is not None and self.num_labels and enough and model.z_dim:
+            metrics |= clustering_metrics(latents.z, known.label, self.num_labels, self.seed)
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
 
     def configure_optimizers(self) -> Any:
@@ -159,11 +154,24 @@ class VAEModule(pl.LightningModule):
         assert isinstance(metric, MeanPerImage)
         return metric
 
-    def _bound(self, split: str, batch: Batch) -> ELBO:
+    def _collect(self, batch: Batch, q: Posterior, elbo: ELBO) -> None:
+        assert self.per_image is not None
+        found = Inferred.from_batch(batch, q.mode(), elbo.log_likelihood)
+        self.per_image.update(**found.tensors())
+
+    def _gather(self) -> Inferred:
+        assert self.per_image is not None
+        self.inferred = Inferred.from_tensors(self.per_image.compute())
+        self.per_image.reset()
+        return self.inferred
+
+    def _bound(self, split: str, batch: Batch, q: Posterior) -> ELBO:
         # The same noise at every evaluation, so that epochs and runs compare.
         noise = Noise(self.seed, split, batch["index"])
         held = split == "val" and self.current_epoch < self.model.z_delay_epochs
-        return self.model.elbo(batch["image"], noise, samples=self.elbo_samples, hold_z=held)
+        return self.model.elbo(
+            batch["image"], noise, q=q, samples=self.elbo_samples, hold_z=held
+        )
 
     def _update(self, split: str, elbo: ELBO, **more: Tensor) -> None:
         values = {"elbo": elbo.value, "log_likelihood": elbo.log_likelihood} | more

@@ -8,6 +8,7 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from svae.datasets import ImageDataModule
 from svae.errors import one_line
@@ -57,6 +58,13 @@ def checkpoint_path(run: str | Path, checkpoint: str = "best") -> Path:
             f"checkpoint: {path} does not exist; there is {', '.join(there) or 'none'}"
         )
     return path
+
+
+def resolve_likelihood(model: DictConfig, images: list[Tensor]) -> None:
+    """Put the likelihood that fits the images in the place of `model/likelihood=auto`."""
+    if model.likelihood._target_ == "svae.likelihoods.fitting":
+        choose = instantiate(model.likelihood, "model.likelihood")
+        model.likelihood = choose(images)
 
 
 def resolve_hardware(trainer: DictConfig) -> None:

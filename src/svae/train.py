@@ -1,26 +1,39 @@
 """`python -m svae.train`: train a model, test it once, and leave a run directory behind."""
 
+import errno
 import logging
 import math
+import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.trainer.states import TrainerStatus
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from svae.callbacks import BestCheckpoint
+from svae.callbacks import AtomicCheckpointIO, BestCheckpoint, Figures
 from svae.command import command
 from svae.datasets import ImageDataModule
-from svae.errors import told_in_one_line
+from svae.errors import UserError, told_in_one_line
 from svae.files import write_atomic, write_metrics
 from svae.instantiate import instantiate
+from svae.loggers import Dashboard
 from svae.module import VAEModule
-from svae.run import build_module, load_weights, prepared_data, read_config, resolve_hardware
+from svae.report import write_report
+from svae.run import (
+    build_module,
+    load_weights,
+    prepared_data,
+    read_config,
+    resolve_hardware,
+    resolve_likelihood,
+)
 
 __all__ = ["main", "train"]
 
@@ -39,48 +52,105 @@ SUMMARY = (
 )
 
 
+class Job(NamedTuple):
+    """What a training consists of."""
+
+    data: ImageDataModule
+    module: VAEModule
+    trainer: pl.Trainer
+    best: BestCheckpoint | None
+    figures: Figures | None
+
+
 def train(cfg: DictConfig) -> float:
     """Train and test what a composed config describes.
 
     Returns:
         The best `val/elbo`, for sweepers to maximise; NaN where no epoch was validated.
+
+    Raises:
+        SystemExit: The training was interrupted from the keyboard, with status 130, after what
+            there was of it was written.
     """
     with told_in_one_line():
-        datamodule, module, trainer, best = prepare(cfg)
-    metrics: dict[str, float] = {}
+        job = prepare(cfg)
+    dashboards = [one for one in job.trainer.loggers if isinstance(one, Dashboard)]
+    status = 1
     try:
-        trainer.fit(module, datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
+        metrics, interrupted = fit_and_test(cfg, job)
+        for dashboard in dashboards:
+            checkpoints = Path(cfg.output_dir, "checkpoints")
+            kept = {name: checkpoints / f"{name}.ckpt" for name in ("best", "last")}
+            dashboard.log_checkpoints({k: path for k, path in kept.items() if path.is_file()})
+            dashboard.log_summary(metrics)
+        status = 130 if interrupted else 0
     finally:
-        # Also where training was interrupted; and before the test, which may fail.
-        metrics |= numbers(trainer.callback_metrics) | (best.best_metrics if best else {})
-        save_metrics(cfg, metrics)
-    if cfg.test:
-        # Where no epoch was validated, nothing was chosen: the weights are the last.
-        chosen = (best.best_model_path if best else "") or None
-        trainer.test(module, datamodule, chosen, verbose=False, weights_only=True)
-        metrics |= numbers(trainer.callback_metrics)
-        save_metrics(cfg, metrics)
-    if trainer.is_global_zero:
+        for dashboard in dashboards:
+            dashboard.close(status)
+    if job.trainer.is_global_zero:
+        write_report(cfg.output_dir)
         known = [f"{name} {metrics[name]:.4g}" for name in SUMMARY if name in metrics]
         log.info("%s", ", ".join(known) or "nothing was validated or tested")
-        log.info("run directory: %s", cfg.output_dir)
+        log.info("run directory: %s (open report.html)", cfg.output_dir)
+    if interrupted:
+        last = Path(cfg.output_dir, "checkpoints", "last.ckpt")
+        if last.is_file() and job.trainer.is_global_zero:
+            log.info("interrupted; the same command with ckpt_path=%s goes on", last)
+        sys.exit(130)
     return metrics.get("val/elbo", math.nan)
 
 
-def prepare(
-    cfg: DictConfig,
-) -> tuple[ImageDataModule, VAEModule, pl.Trainer, BestCheckpoint | None]:
+def fit_and_test(cfg: DictConfig, job: Job) -> tuple[dict[str, float], bool]:
+    """The metrics of a training and its test, and whether it was interrupted."""
+    data, module, trainer, best, figures = job
+    metrics: dict[str, float] = {}
+    interrupted = False
+    try:
+        trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    except SystemExit:
+        # Lightning's answer to Ctrl-C, after which it ignores further ones.
+        if trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupted = True
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        there = [p.name for p in Path(cfg.output_dir, "checkpoints").glob("*.ckpt")]
+        raise UserError(
+            f"{error.filename or cfg.output_dir}: {error.strerror}; what was saved before is "
+            f"whole ({', '.join(sorted(there)) or 'no checkpoint yet'})"
+        ) from error
+    # Before the test, which may fail.
+    metrics |= numbers(trainer.callback_metrics) | (best.best_metrics if best else {})
+    save_metrics(cfg, metrics)
+    if cfg.test and not interrupted:
+        # Where no epoch was validated, nothing was chosen: the weights are the last.
+        chosen = (best.best_model_path if best else "") or None
+        trainer.test(module, data, chosen, verbose=False, weights_only=True)
+        metrics |= numbers(trainer.callback_metrics)
+        save_metrics(cfg, metrics)
+    elif figures:
+        figures.draw(trainer, module, "val", complete=True)
+    return metrics, interrupted
+
+
+def prepare(cfg: DictConfig) -> Job:
     """Everything that can go wrong before training, and `config.yaml`."""
     check_top_level(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    datamodule = prepared_data(cfg)
+    data = prepared_data(cfg)
 
     # What is decided only now is part of the run's config as well.
     with open_dict(cfg):
-        cfg.model.image_shape = list(datamodule.image_shape)
+        cfg.dataset.update(data.found())
+        cfg.model.image_shape = list(data.image_shape)
+        resolve_likelihood(cfg.model, [split["image"] for split in data.splits.values()])
         resolve_hardware(cfg.trainer)
-    module = build_module(cfg, datamodule)
-    for split in datamodule.splits.values():
+        if cfg.ckpt_path == "last":
+            cfg.ckpt_path = str(newest_checkpoint(cfg))
+    module = build_module(cfg, data)
+    for split in data.splits.values():
         module.model.likelihood.check(split["image"])
     check_optimisation(module, cfg.trainer)
     if cfg.ckpt_path is not None:
@@ -90,10 +160,20 @@ def prepare(
     callbacks = list(instantiate(cfg.callbacks, "callbacks").values())
     if not cfg.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
-    trainer: pl.Trainer = instantiate(cfg.trainer, "trainer", callbacks=callbacks, logger=False)
+    loggers = list(instantiate(cfg.logger, "logger").values())
+    trainer: pl.Trainer = instantiate(
+        cfg.trainer,
+        "trainer",
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+    )
     save_config(cfg)
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
-    return datamodule, module, trainer, best
+    figures = next((c for c in callbacks if isinstance(c, Figures)), None)
+    return Job(data, module, trainer, best, figures)
 
 
 def check_top_level(cfg: DictConfig) -> None:
@@ -122,18 +202,54 @@ def check_resumed(cfg: DictConfig) -> None:
     would silently do nothing; other data would mix the splits.
     """
     before = Path(cfg.ckpt_path).resolve().parents[1]
-    if not (before / "config.yaml").is_file():
-        return
-    old = OmegaConf.to_container(read_config(before), resolve=True)
+    if (before / "config.yaml").is_file() and (found := other_setting(before, cfg)):
+        name, old, new = found
+        raise ValueError(
+            f"{name}: expected the value of the run that ckpt_path belongs to ({old!r}), "
+            f"got {new!r}"
+        )
+
+
+def newest_checkpoint(cfg: DictConfig) -> Path:
+    """The last checkpoint of the newest run, beside this one, that has the same settings.
+
+    Raises:
+        ValueError: There is none.
+    """
+    own = Path(cfg.output_dir)
+    siblings = [own.parent, *own.parent.parent.glob("multirun/*")]
+    if (own.parent / "multirun.yaml").is_file():  # a job of a sweep: the sweeps and the runs
+        siblings = [*own.parent.parent.iterdir(), own.parent.parent.parent / "train"]
+    paths = {path for folder in siblings for path in folder.glob("*/checkpoints/last.ckpt")}
+    newest_first = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+    nearest = ""
+    for path in newest_first:
+        run = path.parents[1]
+        if run == own or not (run / "config.yaml").is_file():
+            continue
+        found = other_setting(run, cfg)
+        if found is None:
+            log.info("going on with %s", path)
+            return path
+        if not nearest:
+            name, old, new = found
+            nearest = f"; the newest, {run}, has {name}={old!r} and not {new!r}"
+    raise ValueError(
+        f"ckpt_path: expected a run with these settings for `last`, and none of the "
+        f"{len(paths)} in {own.parent} is one{nearest}"
+    )
+
+
+def other_setting(run: Path, cfg: DictConfig) -> tuple[str, Any, Any] | None:
+    """The first setting in which another run differs from this one: its name and both values."""
+    old = OmegaConf.to_container(read_config(run), resolve=True)
     new = OmegaConf.to_container(cfg, resolve=True)
     for section in ("seed", "dataset", "model", "prior", "optimizer", "scheduler"):
         name = first_difference(old, new, section)
         if name and name not in ("dataset.data_dir", "dataset.eval_batch_size"):
-            raise ValueError(
-                f"{name}: expected the value of the run that ckpt_path belongs to "
-                f"({OmegaConf.select(OmegaConf.create(old), name)!r}), got "
-                f"{OmegaConf.select(OmegaConf.create(new), name)!r}"
-            )
+            values = [OmegaConf.select(OmegaConf.create(one), name) for one in (old, new)]
+            return name, values[0], values[1]
+    return None
 
 
 def first_difference(old: Any, new: Any, where: str) -> str | None:

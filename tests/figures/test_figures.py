@@ -1,48 +1,26 @@
 """Figures: which image lies where, one scale for what is compared, and labels inside the page."""
 
-import io
+from itertools import pairwise
 from statistics import NormalDist
 
-import matplotlib.image
 import numpy as np
 import pytest
 import torch
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from torch import Tensor
+from tests.figures.pictures import (
+    bar_of,
+    check_page,
+    flat,
+    picture_of,
+    shown_title,
+    texts_of,
+    tick_texts,
+)
 
 from svae.figures import manifold_figure, manifold_z, reconstruction_figure
 
 NORMAL = NormalDist()
-
-
-def picture_of(figure: Figure) -> np.ndarray:
-    """The drawn mosaic, (H, W, 3), row 0 at the top."""
-    (axes,) = figure.axes
-    (image,) = axes.images
-    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # rows run downwards
-    return np.asarray(image.get_array())
-
-
-def flat(values: Tensor, channels: int = 1, size: int = 4) -> Tensor:
-    """Images of one value each, (B, C, size, size)."""
-    return values.reshape(-1, 1, 1, 1).expand(-1, channels, size, size)
-
-
-def check_page(figure: Figure) -> None:
-    """Everything lies within the page, and the file is a picture of its size."""
-    renderer = figure.canvas.get_renderer()
-    box, page = figure.get_tightbbox(renderer), figure.get_size_inches()
-    assert box.x0 >= 0
-    assert box.y0 >= 0
-    assert box.x1 <= page[0]
-    assert box.y1 <= page[1]
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=100)
-    file.seek(0)
-    pixels = matplotlib.image.imread(file)
-    assert pixels.shape[:2] == pytest.approx(tuple(100 * page[::-1]), abs=1)
 
 
 # ---- the manifold
@@ -71,13 +49,14 @@ def test_z_varies_in_two_dimensions(z_dim: int) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_manifold_axes_grow_right_and_up_as_their_ticks_say(n: int, channels: int) -> None:
     z = manifold_z(2, n)
-    shown = torch.special.ndtr(z)  # within [0, 1], so that RGB is not clipped
+    # Within [0, 1], so that RGB is not clipped, and in so narrow a range that grey is stretched.
+    shown = 0.2 + 0.6 * torch.special.ndtr(z)
     for axis in (0, 1):
         figure = manifold_figure(flat(shown[:, axis], channels), n)
         picture = picture_of(figure)
         axes = figure.axes[0]
         assert picture.shape == (4 * n, 4 * n, 3)
-        assert [axes.get_xlabel()[:5], axes.get_ylabel()[:5]] == ["$z_1$", "$z_2$"]
+        assert [axes.get_xlabel()[:5], axes.get_ylabel()[:5]] == ["$z_0$", "$z_1$"]
 
         ticks = (axes.get_xticks(), axes.get_yticks())[axis]
         texts = [
@@ -90,7 +69,7 @@ def test_manifold_axes_grow_right_and_up_as_their_ticks_say(n: int, channels: in
         pixels = [int(tick) for tick in ticks]
         drawn = picture[0, pixels, 0] if axis == 0 else picture[pixels, 0, 0]
         low, high = (shown.min(), shown.max()) if channels == 1 else (0, 1)
-        expected = [float((NORMAL.cdf(value) - low) / (high - low)) for value in told]
+        expected = [float((0.2 + 0.6 * NORMAL.cdf(z) - low) / (high - low)) for z in told]
         assert drawn.tolist() == pytest.approx(expected, abs=0.01)
         check_page(figure)
 
@@ -103,6 +82,26 @@ def test_a_line_manifold_is_one_row(n: int) -> None:
     assert (np.diff(picture[0, ::4, 0]) > 0).all()
     assert not figure.axes[0].get_ylabel()
     check_page(figure)
+
+
+def test_a_wider_prior_scales_the_values_and_their_ticks() -> None:
+    assert torch.allclose(manifold_z(3, 5, std=2.5), 2.5 * manifold_z(3, 5))
+    images = torch.rand(25, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    one, wide = (manifold_figure(images, 5, std=std) for std in (1.0, 2.5))
+    for axis in "xy":
+        told = [[float(t.replace("−", "-")) for t in tick_texts(f, axis)] for f in (one, wide)]
+        assert told[1] == pytest.approx([2.5 * value for value in told[0]], abs=0.02)
+    with pytest.raises(ValueError, match="std: expected a number above 0"):
+        manifold_z(2, 5, std=0.0)
+
+
+def test_manifold_title() -> None:
+    images = torch.rand(9, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert "pose removed" in shown_title(manifold_figure(images, 3))
+    assert shown_title(manifold_figure(images, 3, title="Apples")) == "Apples"
+    untitled = manifold_figure(images, 3, title="")
+    assert not untitled.texts
+    assert untitled.get_size_inches()[1] < manifold_figure(images, 3).get_size_inches()[1]
 
 
 def test_manifold_arguments_are_checked() -> None:
@@ -148,6 +147,76 @@ def test_the_scale_is_that_of_inputs_and_reconstructions() -> None:
     picture = picture_of(reconstruction_figure(images, reconstructions, images + 100))
     rows = picture[2::5, 2::5, 0]
     assert rows.ravel() == pytest.approx([0, 0.5, 0.125, 1, 1, 1], abs=0.01)
+
+
+def test_the_bar_tells_the_scale() -> None:
+    images = flat(torch.tensor([-2.0, 6.0]))
+    low, high, label = bar_of(reconstruction_figure(images, images, images))
+    assert (low, high, label) == (-2, 6, "pixel value")
+    colour = images.expand(-1, 3, -1, -1)
+    assert len(reconstruction_figure(colour, colour, colour).axes) == 1  # no number, no bar
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "drawn"),
+    [(0.02, 0.97, (0, 1)), (0.0, 0.3, (0, 0.3)), (0.5, 0.5, (0, 1)), (7.0, 7.0, (6.5, 7.5))],
+)
+def test_probabilities_are_drawn_from_0_to_1(low: float, high: float, drawn: tuple) -> None:
+    images = flat(torch.tensor([low, high]))
+    assert bar_of(reconstruction_figure(images, images, images))[:2] == pytest.approx(drawn)
+
+
+def test_the_bar_has_an_arrow_where_pixels_are_clipped() -> None:
+    images = torch.rand(4, 1, 40, 40, generator=torch.Generator().manual_seed(0)) / 2
+    images[0, 0, 0, 0] = 1000.0  # a hot pixel
+    figure = reconstruction_figure(images, images, images)
+    assert bar_of(figure)[1] < 1
+    assert figure.axes[1].patches  # the arrow's triangle
+
+
+def test_what_is_not_finite_is_orange_and_the_title_says_so() -> None:
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    broken = images.clone()
+    broken[1], broken[2, 0, 0, 0] = torch.nan, torch.inf
+    figure = reconstruction_figure(images, broken, images)
+    row = picture_of(figure)[9:17]
+    orange = (row == torch.tensor([0.84, 0.37, 0.0]).numpy()).all(axis=-1)
+    assert orange[:, 9:17].all()
+    assert orange.sum() == 64 + 1
+    assert shown_title(figure).endswith("(orange: not finite)")
+    assert bar_of(figure)[1] <= 1
+    check_page(reconstruction_figure(images * torch.nan, images * torch.nan, images))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_that_are_not_scored_have_a_tone_in_reconstructions(channels: int) -> None:
+    images = torch.rand(2, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    scored = torch.ones(8, 8, dtype=torch.bool)
+    scored[:2] = False
+    plain = picture_of(reconstruction_figure(images, images, images))
+    figure = reconstruction_figure(images, images, images, scored=scored)
+    changed = (picture_of(figure) != plain).any(axis=-1)
+    expected = np.zeros_like(changed)
+    expected[9:11, :8] = expected[9:11, 9:] = True
+    assert (changed == expected).all()
+    assert "pale blue: not scored" in shown_title(figure)
+    everywhere = reconstruction_figure(images, images, images, scored=torch.ones(8, 8))
+    assert (picture_of(everywhere) == plain).all()
+    assert "pale" not in shown_title(everywhere)
+
+
+def test_names_stand_above_and_are_short() -> None:
+    images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    names = [f"/data/2026/plate_of_monday_{i:06d}.tiff" for i in range(12)]
+    figure = reconstruction_figure(images, images, images, torch.zeros(12), names=names)
+    texts = texts_of(figure)
+    for i in range(12):
+        (text,) = (text for text in texts if text.endswith(f"{i:06d}"))
+        assert text.startswith("…")
+    boxes = [t.get_window_extent() for t in figure.axes[0].texts if t.get_text().startswith("…")]
+    assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    check_page(figure)
+    assert "a" in texts_of(reconstruction_figure(*[images[:1]] * 3, names=["a.png"]))
 
 
 def test_arrays_and_tensors_give_the_same_picture() -> None:
@@ -197,6 +266,10 @@ def test_reconstruction_arguments_are_checked() -> None:
         reconstruction_figure(images, images, images, theta_deg=torch.zeros(2))
     with pytest.raises(ValueError, match=r"shift_px: expected shape \(3, 2\)"):
         reconstruction_figure(images, images, images, shift_px=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"scored: expected shape \(8, 8\)"):
+        reconstruction_figure(images, images, images, scored=torch.ones(64))
+    with pytest.raises(ValueError, match="names: expected 3 like images, got 2"):
+        reconstruction_figure(images, images, images, names=["a", "b"])
 
 
 def test_pyplot_knows_nothing_of_the_figures() -> None:

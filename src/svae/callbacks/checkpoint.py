@@ -1,13 +1,34 @@
 """The two checkpoints of a run: the best by validation, and the last."""
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-__all__ = ["BestCheckpoint", "LastCheckpoint"]
+from svae.files import write_atomic
+
+__all__ = ["AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint"]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all.
+
+    Lightning's own writes to the system's temporary folder and moves the file from there, which
+    copies it where that is another disk: killed or out of space half-way, it would leave half a
+    checkpoint in the place of the one before.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_atomic(Path(path), content.getvalue())
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -77,6 +98,16 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        # Interrupted in its first epoch, a run has no checkpoint yet. Later, the one from the end
+        # of an epoch is better: a run goes on from it exactly.
+        assert self.dirpath is not None
+        path = Path(self.dirpath) / "last.ckpt"
+        if isinstance(exception, KeyboardInterrupt) and not path.is_file():
+            trainer.save_checkpoint(path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # The last checkpoint of another run stays where it is.

@@ -1,60 +1,166 @@
-"""The figures of a run, drawn from the tested model."""
+"""The figures of a run, drawn while it trains and from the tested model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback
+from torch import Tensor
 
+from svae.callbacks.metrics_csv import MetricsCSV
 from svae.checks import at_least
-from svae.figures import manifold_figure, manifold_z, reconstruction_figure
-from svae.geometry import pixel_size
-from svae.latents import Latents
+from svae.datasets import ImageDataModule
+from svae.figures import curves_figure
+from svae.gallery import Gallery
+from svae.inferred import infer_batch
+from svae.loggers import Dashboard
 from svae.module import VAEModule
+from svae.tables import latent_columns
 
 __all__ = ["Figures"]
 
+# Rows of a dashboard's latent table: more make its page slow.
+TABLE_ROWS = 2000
+PAIRS = 4
+TURNED = 4
+
 
 class Figures(Callback):
-    """Draws `reconstructions.png` and `manifold.png` at the end of the test.
+    """Draws into one folder, where newer figures take the place of older ones, and for dashboards.
+
+    Every few epochs: `reconstructions`, `manifold` (or `traversals`), `latents`, `pose` (or
+    `pose_histogram`) of the validation split, and `curves`; at the end the same of the test split,
+    with `worst`, `samples`, `interpolations` and `rotations`.
 
     Arguments:
         folder: Where the figures go.
-        examples: How many test images are shown.
+        every_n_epochs: How often they are drawn during training; 0 for at the end only.
+        examples: How many images are shown.
         manifold_side: How many values of each component of z the manifold shows.
     """
 
-    def __init__(self, folder: str, examples: int = 12, manifold_side: int = 16) -> None:
+    def __init__(
+        self,
+        folder: str,
+        every_n_epochs: int = 5,
+        examples: int = 12,
+        manifold_side: int = 16,
+    ) -> None:
         self.folder = Path(folder)
+        self.every = at_least("every_n_epochs", every_n_epochs, 0)
         self.examples = at_least("examples", examples, 1)
         if examples > 12:
             raise ValueError(f"examples: expected at most 12, got {examples}")
         self.side = at_least("manifold_side", manifold_side, 2)
+        self.validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        due = self.every and (trainer.current_epoch + 1) % self.every == 0
+        if due and self.validated:
+            self.draw(trainer, pl_module, "val", complete=False)
+        self.validated = False
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.draw(trainer, pl_module, "test", complete=True)
+
+    def draw(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, split: str, complete: bool
+    ) -> None:
+        """Draw a model and a split's images, those of the end included if `complete`."""
         assert isinstance(pl_module, VAEModule)
         if not trainer.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        model = pl_module.model
-        # Grey and RGB are drawn as they are; of any other number of channels, the first.
-        shown = slice(None) if model.image_shape[0] in (1, 3) else slice(1)
-        splits = trainer.datamodule.splits  # type: ignore[attr-defined]
-        images = splits["test"]["image"][: self.examples]
-        latents = model.encode(images)
-        upright = model.decode(latents.without_pose())
-        figure = reconstruction_figure(
-            images[:, shown],
-            model.decode(latents)[:, shown].cpu(),
-            upright[:, shown].cpu(),
-            torch.rad2deg(latents.theta).cpu() if "theta" in model.priors else None,
-            (latents.shift / pixel_size(*model.image_shape[1:])).cpu()
-            if "shift" in model.priors
-            else None,
+        dashboards = [one for one in trainer.loggers if isinstance(one, Dashboard)]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        figures = self.figures(pl_module, data, split, complete)
+        for name, figure in (*figures, *self.curves(trainer)):
+            path = self.folder / f"{name}.png"
+            figure.savefig(path)
+            for dashboard in dashboards:
+                dashboard.log_figure(name, path)
+        if complete and dashboards:
+            self.log_table(pl_module, data, split, dashboards)
+
+    def figures(
+        self, module: VAEModule, data: ImageDataModule, split: str, complete: bool
+    ) -> Iterator[tuple[str, Figure]]:
+        """The figures of a model, by name."""
+        model = module.model
+        gallery = Gallery(model, self.examples, self.side, seed=module.seed)
+        batch = data.splits[split]
+        shown = spread(batch["index"].argsort(), self.examples)
+        few = {name: tensor[shown] for name, tensor in batch.items()}
+        # Anew, because what was collected may be of the epoch before an interruption.
+        inferred, _ = infer_batch(model, few)
+        everyone = inferred if module.inferred is None else module.inferred
+        yield from gallery.of_content()
+        yield from gallery.of_images(few["image"], inferred, everyone, data.label_names)
+        if not complete or not inferred.latents.isfinite():
+            return
+        index = everyone.index[everyone.log_likelihood.argsort()[: self.examples]].cpu()
+        worst = {name: tensor[rows_of(batch, index)] for name, tensor in batch.items()}
+        names = data.file_names
+        called = [str(i) if names is None else names[i] for i in index.tolist()]
+        yield "worst", gallery.worst(worst["image"], infer_batch(model, worst)[0], called)
+        if not model.z_dim:
+            return
+        yield "samples", gallery.samples(few["image"])
+        z = inferred.latents.z
+        if model.generator.coordinate_based:
+            yield "rotations", gallery.rotations(z[:TURNED])[0]
+        if pairs := min(PAIRS, len(z) // 2):
+            images = few["image"][: 2 * pairs].unflatten(0, (2, pairs)).transpose(0, 1)
+            between = z[: 2 * pairs].unflatten(0, (2, pairs)).transpose(0, 1)
+            yield "interpolations", gallery.interpolations(images, between)
+
+    def curves(self, trainer: pl.Trainer) -> Iterator[tuple[str, Figure]]:
+        """The training curves, once there is something to see."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, MetricsCSV) and any("val/elbo" in r for r in callback.rows):
+                yield "curves", curves_figure(callback.rows)
+
+    def log_table(
+        self,
+        module: VAEModule,
+        data: ImageDataModule,
+        split: str,
+        dashboards: list[Dashboard],
+    ) -> None:
+        """A latent table with thumbnails for every dashboard."""
+        if module.inferred is None:
+            return
+        inferred = module.inferred[spread(torch.arange(len(module.inferred)), TABLE_ROWS)]
+        gallery = Gallery(module.model)
+        columns = latent_columns(
+            inferred,
+            list(module.model.priors),
+            gallery.pixel_size,
+            file_names=data.file_names,
+            label_names=data.label_names,
         )
-        figure.savefig(self.folder / "reconstructions.png")
-        if model.z_dim:
-            z = manifold_z(model.z_dim, self.side)
-            nowhere = Latents(z, torch.zeros(len(z)), torch.zeros(len(z), 2))
-            figure = manifold_figure(model.decode(nowhere)[:, shown].cpu(), self.side)
-            figure.savefig(self.folder / "manifold.png")
+        batch = data.splits[split]
+        images = batch["image"][rows_of(batch, inferred.index.cpu())][:, gallery.shown]
+        low, high = images.min(), images.max()
+        if low < 0 or high > 1:
+            images = (images - low) / (high - low)
+        for dashboard in dashboards:
+            dashboard.log_latents(columns, images)
+
+
+def spread(rows: Tensor, count: int) -> Tensor:
+    """At most `count` of the rows, evenly spread."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+
+
+def rows_of(batch: dict[str, Tensor], index: Tensor) -> Tensor:
+    """Where images with the given indices are in a split."""
+    known, rows = batch["index"].sort()
+    return rows[torch.searchsorted(known, index)]

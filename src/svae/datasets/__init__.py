@@ -2,7 +2,8 @@
 
 from svae.datasets.base import ImageDataModule
 from svae.datasets.digits import RotDigits
+from svae.datasets.images import Images
 from svae.datasets.mnist import MNIST
 from svae.datasets.posed import PosedImages
 
-__all__ = ["MNIST", "ImageDataModule", "PosedImages", "RotDigits"]
+__all__ = ["MNIST", "ImageDataModule", "Images", "PosedImages", "RotDigits"]

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -10,12 +11,47 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from svae.checks import at_least
 
-__all__ = ["SPLITS", "Batch", "EpochBatches", "ImageDataModule"]
+__all__ = ["SPLITS", "Batch", "EpochBatches", "ImageDataModule", "InMemory", "split_rows"]
 
 #: What every loader yields: `image` (B, C, H, W) and `index` (B,), and what else is known.
 Batch = dict[str, Tensor]
 
 SPLITS = ("train", "val", "test")
+
+
+def split_rows(count: int, val: float, test: float, seed: int) -> dict[str, Tensor]:
+    """Rows from 0 to `count` - 1 shared out at random over the splits.
+
+    Arguments:
+        count: The number of rows.
+        val: The fraction of them that validates; at least one row.
+        test: The fraction of them that tests; at least one row.
+        seed: The seed of the order.
+
+    Raises:
+        ValueError: A fraction is not one, or fewer rows than splits.
+    """
+    for name, fraction in (("val_fraction", val), ("test_fraction", test)):
+        if not 0 < fraction < 1:
+            raise ValueError(f"{name}: expected a fraction between 0 and 1, got {fraction!r}")
+    if val + test >= 1:
+        raise ValueError(
+            f"val_fraction, test_fraction: expected less than 1 together, got {val + test:g}"
+        )
+    if count < len(SPLITS):
+        raise ValueError(
+            f"expected at least {len(SPLITS)} images, one each for {', '.join(SPLITS)}, "
+            f"got {count}"
+        )
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    vals, tests = max(1, round(val * count)), max(1, round(test * count))
+    if vals + tests >= count:
+        vals = tests = 1
+    return {
+        "train": order[vals + tests :],
+        "val": order[:vals],
+        "test": order[vals : vals + tests],
+    }
 
 
 class InMemory(Dataset[Batch]):
@@ -97,6 +133,10 @@ class ImageDataModule(pl.LightningDataModule):
 
     #: How many labels there are, where the data set knows labels.
     num_labels: int | None = None
+    #: What the labels are called, by their number, where they have names.
+    label_names: list[str] | None = None
+    #: The file that each image came from, by the image's index, where it came from one.
+    file_names: list[str] | None = None
 
     def __init__(self, batch_size: int = 100, eval_batch_size: int = 500, seed: int = 1) -> None:
         super().__init__()
@@ -120,6 +160,30 @@ class ImageDataModule(pl.LightningDataModule):
             if empty := [name for name in SPLITS if not len(splits[name]["index"])]:
                 raise ValueError(f"dataset: no images are left for {', '.join(empty)}")
             self.splits = splits
+
+    def found(self) -> dict[str, Any]:
+        """Settings that were left open and that the data decided, by their constructor's names.
+
+        A run writes them into its `config.yaml`, so that other images are read as its own were.
+        Known after `setup` or `everything`.
+        """
+        return {}
+
+    def everything(self) -> Dataset[Batch]:
+        """The images of all splits in the order of their index, to be encoded.
+
+        An item is the batch of the given rows (a tensor); `split` (B,) is there in addition, the
+        place of an image's split in `SPLITS`. A subclass may read them only when they are asked
+        for.
+        """
+        self.setup()
+        parts = [
+            batch | {"split": torch.full_like(batch["index"], number)}
+            for number, batch in enumerate(self.splits[name] for name in SPLITS)
+        ]
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        order = tensors["index"].argsort()
+        return InMemory({name: tensor[order] for name, tensor in tensors.items()})
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,6 +1,29 @@
 """The figures; each is a plain `matplotlib.figure.Figure` to be saved or logged."""
 
+from svae.figures.animation import write_gif
+from svae.figures.curves import curves_figure
+from svae.figures.latents import latent_figure
 from svae.figures.manifold import manifold_figure, manifold_z
+from svae.figures.poses import pose_figure, pose_histogram_figure
 from svae.figures.reconstructions import reconstruction_figure
+from svae.figures.rotations import rotation_figure
+from svae.figures.samples import interpolation_figure, samples_figure
+from svae.figures.traversals import traversal_figure, traversal_z
+from svae.figures.worst import worst_figure
 
-__all__ = ["manifold_figure", "manifold_z", "reconstruction_figure"]
+__all__ = [
+    "curves_figure",
+    "interpolation_figure",
+    "latent_figure",
+    "manifold_figure",
+    "manifold_z",
+    "pose_figure",
+    "pose_histogram_figure",
+    "reconstruction_figure",
+    "rotation_figure",
+    "samples_figure",
+    "traversal_figure",
+    "traversal_z",
+    "worst_figure",
+    "write_gif",
+]

@@ -1,19 +1,29 @@
 """What a model makes of images: each one, its reconstruction, and the object without its pose."""
 
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from matplotlib.figure import Figure
 
-from svae.figures.mosaic import Array, display_range, mosaic, mosaic_axes, to_images
+from svae.figures.mosaic import (
+    HEADER_LINE,
+    TEXT_SIZE,
+    Array,
+    display_range,
+    label_rows,
+    mosaic,
+    mosaic_axes,
+    tile_inches,
+    to_images,
+    to_images_like,
+    write_above,
+)
+from svae.figures.style import file_stem, shortened, signed
 
-__all__ = ["reconstruction_figure"]
+__all__ = ["MAX_EXAMPLES", "check_names", "reconstruction_figure", "short_names"]
 
 MAX_EXAMPLES = 12
-COLUMN_INCHES = 0.72
-LEFT_INCHES = 1.05
-MARGIN_INCHES = 0.08
-LINE_INCHES = 0.16
+LEFT_INCHES = 1.08
 
 
 def reconstruction_figure(
@@ -22,6 +32,10 @@ def reconstruction_figure(
     pose_removed: Array,
     theta_deg: Array | None = None,
     shift_px: Array | None = None,
+    *,
+    title: str | None = None,
+    scored: Array | None = None,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Three rows, 'input', 'reconstruction' and 'pose removed'; one column for each example.
 
@@ -34,48 +48,66 @@ def reconstruction_figure(
         pose_removed: The same content upright and centred, with shape (B, C, H, W).
         theta_deg: Inferred angles, written above the columns, with shape (B,).
         shift_px: Inferred centres (x right, y up), written above, with shape (B, 2).
+        title: Instead of 'Images and their reconstructions'.
+        scored: Which pixels the likelihood scores, bool with shape (H, W). The others are pale
+            blue in the reconstructions: nothing was learned there.
+        names: File names or labels, written above, B of them.
     """
-    given = {"images": images, "reconstructions": reconstructions, "pose_removed": pose_removed}
-    rows = {name: to_images(name, value) for name, value in given.items()}
-    for name, value in rows.items():
-        if value.shape != rows["images"].shape:
-            raise ValueError(
-                f"{name}: expected shape {tuple(rows['images'].shape)} like images, "
-                f"got {tuple(value.shape)}"
-            )
-    count = len(rows["images"])
-    shown = min(count, MAX_EXAMPLES)
+    inputs = to_images("images", images)
+    rebuilt = to_images_like("reconstructions", reconstructions, "images", inputs)
+    upright = to_images_like("pose_removed", pose_removed, "images", inputs)
+    count, shown = len(inputs), min(len(inputs), MAX_EXAMPLES)
+    height, width = inputs.shape[-2:]
+    tile = tile_inches(shown, 3, height / width)
     header = _pose_lines(count, shown, theta_deg, shift_px)
-    rows = {name: value[:shown] for name, value in rows.items()}
+    if names is not None:
+        header = {"": short_names(check_names(names, count)[:shown], tile)} | header
+    hidden = _hidden(scored, height, width)
 
-    black, white = display_range(torch.cat((rows["images"], rows["reconstructions"])))
-    height, width = rows["images"].shape[-2:]
+    grey = display_range(torch.cat((inputs[:shown], rebuilt[:shown])))
     gap = max(1, round(0.06 * width))
-    picture = mosaic(torch.cat(tuple(rows.values())), shown, black, white, gap)
+    rows = torch.cat((inputs[:shown], rebuilt[:shown], upright[:shown]))
+    masked = torch.zeros(len(rows), height, width, dtype=torch.bool)
+    masked[shown : 2 * shown] = hidden
+    if title is None:
+        title = "Images and their reconstructions"
+        if hidden.any():
+            title += " (pale blue: not scored)"
     figure, axes = mosaic_axes(
-        picture,
-        LEFT_INCHES + shown * COLUMN_INCHES + MARGIN_INCHES,
+        mosaic(rows, shown, grey, gap, masked),
+        shown * tile,
+        title,
+        grey,
         left=LEFT_INCHES,
-        right=MARGIN_INCHES,
-        top=MARGIN_INCHES + LINE_INCHES * len(header),
-        bottom=MARGIN_INCHES,
+        top=HEADER_LINE * len(header),
     )
-    axes.set_yticks(
-        [(height - 1) / 2 + row * (height + gap) for row in range(3)],
-        labels=["input", "reconstruction", "pose removed"],
-    )
+    label_rows(axes, ["input", "reconstruction", "pose removed"], height, gap)
     axes.set_xticks([])
-
-    for line, (label, texts) in enumerate(reversed(header.items())):
-        # In points above the picture, whatever its height is.
-        rise = 4 + 72 * LINE_INCHES * line
-        note = partial(axes.annotate, textcoords="offset points", va="baseline")
-        note(label, (0, 1), (-4, rise), xycoords="axes fraction", ha="right", fontsize=8)
-        for column, text in enumerate(texts):
-            centre = (width - 1) / 2 + column * (width + gap)
-            anchor, where = (centre, 1), ("data", "axes fraction")
-            note(text, anchor, (0, rise), xycoords=where, ha="center", fontsize=7.5)
+    write_above(axes, header, [(width - 1) / 2 + i * (width + gap) for i in range(shown)])
     return figure
+
+
+def check_names(names: Sequence[str], count: int) -> Sequence[str]:
+    """`names`, if there are `count` of them."""
+    if len(names) != count:
+        raise ValueError(f"names: expected {count} like images, got {len(names)}")
+    return names
+
+
+def short_names(names: Sequence[str], tile: float) -> list[str]:
+    """File names or labels, each as long as a column of `tile` inches is wide."""
+    return [shortened(file_stem(str(name)), 0.9 * tile, TEXT_SIZE) for name in names]
+
+
+def _hidden(scored: Array | None, height: int, width: int) -> torch.Tensor:
+    if scored is None:
+        return torch.zeros(height, width, dtype=torch.bool)
+    mask = torch.as_tensor(scored).detach().cpu().bool()
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"scored: expected shape {(height, width)} like the images, got {tuple(mask.shape)}"
+        )
+    return ~mask
 
 
 def _pose_lines(
@@ -96,14 +128,9 @@ def _pose_lines(
         if pose.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(pose.shape)}")
         if name == "theta_deg":
-            lines["θ"] = [f"{_signed(angle, 0)}°" for angle in pose[:shown].tolist()]
+            lines["θ"] = [f"{signed(angle, 0)}°" for angle in pose[:shown].tolist()]
         else:
             lines["shift x, y (px)"] = [
-                f"{_signed(x, 1)}, {_signed(y, 1)}" for x, y in pose[:shown].tolist()
+                f"{signed(x, 1)}, {signed(y, 1)}" for x, y in pose[:shown].tolist()
             ]
     return lines
-
-
-def _signed(value: float, digits: int) -> str:
-    # `+ 0.0` takes the sign from a rounded minus zero.
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")

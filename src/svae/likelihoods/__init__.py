@@ -2,6 +2,7 @@
 
 from svae.likelihoods.base import Likelihood
 from svae.likelihoods.bernoulli import Bernoulli
+from svae.likelihoods.fitting import fitting
 from svae.likelihoods.gaussian import Gaussian, PerPixelGaussian
 
-__all__ = ["Bernoulli", "Gaussian", "Likelihood", "PerPixelGaussian"]
+__all__ = ["Bernoulli", "Gaussian", "Likelihood", "PerPixelGaussian", "fitting"]

@@ -1,0 +1,200 @@
+"""Training curves."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from svae.figures.style import (
+    LINE_COLOURS,
+    SMALL_SIZE,
+    axes_at,
+    decimal,
+    few_ticks,
+    new_page,
+    padded_limits,
+)
+
+__all__ = ["curves_figure"]
+
+SPLITS = ("train", "val")
+LATENTS = {"kl_z": "content z", "kl_theta": "angle θ", "kl_shift": "shift"}
+# Up to here every value has a dot.
+MOST_DOTS = 40
+# Values beyond are traces of a training that blew up.
+LARGEST = 1e30
+# Part of the values that may lie outside of an axis, at either end.
+OUTSIDE = 0.1
+# In inches; headings and legends are in the room above the axes.
+LEFT, BOTTOM, WIDTH, HEIGHT, TOP = 0.75, 0.5, 3.1, 1.8, 0.5
+
+
+@dataclass(frozen=True)
+class Line:
+    """A column of the table, and how it looks."""
+
+    column: str
+    name: str
+    colour: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines that share axes."""
+
+    heading: str
+    unit: str
+    lines: Sequence[Line]
+
+
+def curves_figure(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Figure:
+    """ELBO, log-likelihood, the divergence of each latent, and the learning rate by epoch.
+
+    What is missing, empty or not finite is left out, and so is a panel without any value, except
+    that of the ELBO. A few extreme values, as of first epochs, may lie outside of the axes; the
+    panel says how many. A star is at the best validation ELBO.
+
+    Arguments:
+        rows: The rows of `metrics.csv`, as numbers or text, in order.
+        title: Instead of 'Training curves'.
+    """
+    epochs = np.array([_number(row.get("epoch"), i) for i, row in enumerate(rows)])
+    values = {
+        name: np.array([_number(row.get(name), math.nan) for row in rows])
+        for name in dict.fromkeys(name for row in rows for name in row)
+    }
+    known = {name for name, column in values.items() if np.isfinite(column).any()}
+    panels = []
+    for panel in _panels(known):
+        lines = [line for line in panel.lines if line.column in known]
+        if lines or panel.heading == "ELBO":
+            panels.append(Panel(panel.heading, panel.unit, lines))
+
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    step_x, step_y = LEFT + WIDTH + 0.15, BOTTOM + HEIGHT + TOP
+    figure = new_page(
+        across * step_x, down * step_y, "Training curves" if title is None else title
+    )
+    for number, panel in enumerate(panels):
+        left = LEFT + number % across * step_x
+        bottom = BOTTOM + (down - 1 - number // across) * step_y
+        _draw(axes_at(figure, left, bottom, WIDTH, HEIGHT), panel, epochs, values)
+    return figure
+
+
+def _panels(columns: Collection[str]) -> list[Panel]:
+    latents = {name.partition("/")[2] for name in columns if name.startswith(_splits("kl_"))}
+    order = [name for name in LATENTS if name in latents] + sorted(latents - set(LATENTS))
+    divergences = [
+        Line(f"{split}/{name}", LATENTS.get(name, name[3:]), colour, split == "val")
+        for name, colour in zip(order, cycle(LINE_COLOURS), strict=False)
+        for split in SPLITS
+    ]
+    rate = Line("train/learning_rate", "", LINE_COLOURS[0])
+    return [
+        Panel("ELBO", "nats per image", _both("elbo")),
+        Panel("Log-likelihood", "nats per image", _both("log_likelihood")),
+        Panel("KL divergence (dashed: validation)", "nats per image", divergences),
+        Panel("Learning rate", "learning rate", [rate]),
+    ]
+
+
+def _splits(name: str) -> tuple[str, ...]:
+    return tuple(f"{split}/{name}" for split in SPLITS)
+
+
+def _both(name: str) -> list[Line]:
+    training, validation = _splits(name)
+    return [
+        Line(training, "training", LINE_COLOURS[0]),
+        Line(validation, "validation", LINE_COLOURS[1], dashed=True),
+    ]
+
+
+def _draw(axes: Axes, panel: Panel, epochs: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+    above = partial(
+        axes.annotate, xycoords="axes fraction", textcoords="offset points", va="bottom"
+    )
+    above(panel.heading, (0, 1), (0, 17), fontsize=SMALL_SIZE + 1)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(panel.unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    if not panel.lines:
+        axes.text(0.5, 0.5, "no finite value yet", transform=axes.transAxes, ha="center")
+        axes.set(xticks=[], yticks=[])
+        return
+    named: dict[str, Artist] = {}
+    for line in panel.lines:
+        there = np.isfinite(values[line.column])
+        (drawn,) = axes.plot(
+            epochs[there],
+            values[line.column][there],
+            "--" if line.dashed else "-",
+            color=line.colour,
+            linewidth=1.2,
+            marker="o" if there.sum() <= MOST_DOTS else "",
+            markersize=2.5,
+        )
+        # Of two lines with one name, the first is solid.
+        named.setdefault(line.name, drawn)
+    marked = []
+    if "val/elbo" in [line.column for line in panel.lines]:
+        best = int(np.nanargmax(values["val/elbo"]))
+        epoch, elbo = epochs[best], values["val/elbo"][best]
+        (star,) = axes.plot(epoch, elbo, "k*", markersize=8, zorder=5, clip_on=False)
+        named[f"best: {decimal(elbo, 1)} (epoch {epoch:.0f})"] = star
+        marked.append(elbo)
+
+    every = np.concatenate([values[line.column] for line in panel.lines])
+    every = every[np.isfinite(every)]
+    low, high = _robust_limits(every)
+    low, high = min([low, *marked]), max([high, *marked])
+    axes.set(xlim=padded_limits(epochs), ylim=(low, high))
+    axes.xaxis.set_major_locator(few_ticks(6, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(few_ticks(5))
+    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+    outside = int(((every < low) | (every > high)).sum())
+    if outside:
+        note = f"{outside} of {len(every)} values outside"
+        above(note, (1, 1), (0, 17), ha="right", fontsize=SMALL_SIZE - 1, color="0.35")
+    if any(named):
+        axes.legend(
+            list(named.values()),
+            list(named),
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=4,
+            frameon=False,
+            fontsize=SMALL_SIZE - 1,
+            handlelength=2.0,
+            columnspacing=1.0,
+            borderpad=0.1,
+            borderaxespad=0.2,
+        )
+
+
+def _robust_limits(values: np.ndarray) -> tuple[float, float]:
+    """Limits that a few extreme values do not own: at most a tenth of all is outside."""
+    lower, upper = np.quantile(values, [0.25, 0.75])
+    reach = 3 * (upper - lower)
+    ends = np.quantile(values, [OUTSIDE, 1 - OUTSIDE], method="nearest")
+    inside = (values >= min(ends[0], lower - reach)) & (values <= max(ends[1], upper + reach))
+    return padded_limits(values[inside])
+
+
+def _number(value: Any, otherwise: float) -> float:
+    """A cell of the table as a finite number, else `otherwise`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return otherwise
+    return number if abs(number) < LARGEST else otherwise

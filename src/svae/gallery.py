@@ -1,0 +1,176 @@
+"""What is drawn of a trained model: its parts decoded and handed to the figures."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from svae import figures
+from svae.checks import at_least
+from svae.geometry import pixel_size, remove_pose
+from svae.inferred import Inferred
+from svae.latents import Latents
+from svae.model import SpatialVAE
+from svae.noise import Noise
+
+__all__ = ["Gallery"]
+
+# More rows than this are more than one figure holds.
+TRAVERSED = 16
+
+
+class Gallery:
+    """Figures of one model. Images and latents may be on any device.
+
+    Arguments:
+        model: The trained model.
+        examples: How many images, pairs or samples along a side a figure shows.
+        manifold_side: How many values of each component of z the manifold shows.
+        steps: How many values of z, and how many angles, a row shows.
+        seed: The seed of random samples and pairs.
+    """
+
+    def __init__(
+        self,
+        model: SpatialVAE,
+        examples: int = 12,
+        manifold_side: int = 16,
+        steps: int = 9,
+        seed: int = 1,
+    ) -> None:
+        self.model = model
+        self.examples = at_least("examples", examples, 1)
+        if examples > 12:
+            raise ValueError(f"examples: expected at most 12, got {examples}")
+        self.side = at_least("manifold_side", manifold_side, 2)
+        self.steps = at_least("steps", steps, 2)
+        self.seed = seed
+        # Grey and RGB are drawn as they are; of any other number of channels, the first.
+        self.shown = slice(None) if model.image_shape[0] in (1, 3) else slice(1)
+        self.pixel_size = pixel_size(*model.image_shape[1:])
+        self.std = getattr(model.priors["z"], "std", 1.0)
+
+    def decode(self, latents: Latents) -> Tensor:
+        """The expected images, as they are drawn, with shape (B, C, H, W) on the CPU."""
+        return self.model.decode(latents)[:, self.shown].cpu()
+
+    def upright(self, z: Tensor) -> Tensor:
+        """What is decoded from content (B, z_dim) without a pose."""
+        return self.decode(Latents(z, torch.zeros(len(z)), torch.zeros(len(z), 2)))
+
+    def of_content(self) -> Iterator[tuple[str, Figure]]:
+        """What the generator has learned: `manifold`, or `traversals` of more than two dims."""
+        if 1 <= self.model.z_dim <= 2:
+            yield "manifold", self.manifold()
+        elif self.model.z_dim:
+            yield "traversals", self.traversals()
+
+    def of_images(
+        self,
+        images: Tensor,
+        inferred: Inferred,
+        everyone: Inferred,
+        label_names: Sequence[str] | None = None,
+    ) -> Iterator[tuple[str, Figure]]:
+        """What was inferred: `reconstructions`, `latents`, and `pose` or `pose_histogram`.
+
+        Arguments:
+            images: Some images, with shape (n, C, H, W).
+            inferred: Of these images.
+            everyone: Of as many images as the scatter plots are to show.
+            label_names: The names of the labels.
+        """
+        yield "reconstructions", self.reconstructions(images, inferred.latents)
+        if not everyone.latents.isfinite():
+            return
+        if self.model.z_dim and len(everyone) > 1:
+            z, label = everyone.latents.z, everyone.label
+            yield "latents", figures.latent_figure(z, label, label_names)
+        if (pose := self.pose(everyone)) is not None:
+            yield pose
+
+    def manifold(self) -> Figure:
+        """The plane of the first two components of z, or the line of the only one."""
+        z = figures.manifold_z(self.model.z_dim, self.side, std=self.std)
+        return figures.manifold_figure(self.upright(z), self.side, std=self.std)
+
+    def traversals(
+        self, dims: Sequence[int] | None = None, around: Tensor | None = None
+    ) -> Figure:
+        """One component of z at a time, the others zero or as in `around` (z_dim,)."""
+        chosen = list(range(self.model.z_dim))[:TRAVERSED] if dims is None else list(dims)
+        z, values = figures.traversal_z(
+            self.model.z_dim, self.steps, around=around, dims=chosen, std=self.std
+        )
+        return figures.traversal_figure(self.upright(z), chosen, values)
+
+    def samples(self, images: Tensor | None = None) -> Figure:
+        """Content from the prior, without a pose (figure 5), beside real images if given."""
+        index = torch.arange(self.examples**2)
+        z = Noise(self.seed, "samples", index).normal("z", self.model.z_dim) * self.std
+        examples = None if images is None else images[:, self.shown].cpu()
+        return figures.samples_figure(self.upright(z.float()), examples=examples)
+
+    def path(self, z: Tensor, steps: int) -> Tensor:
+        """Images without pose at equal steps between content (P, 2, z_dim): (P, S, C, H, W)."""
+        along = torch.linspace(0, 1, steps).reshape(-1, 1)
+        z = z.cpu()
+        between = z[:, :1] * (1 - along) + z[:, 1:] * along  # (P, S, z_dim)
+        return self.upright(between.flatten(0, 1)).unflatten(0, (len(z), steps))
+
+    def interpolations(self, images: Tensor, z: Tensor) -> Figure:
+        """Between the two images of each pair (P, 2, C, H, W) with content z (P, 2, z_dim)."""
+        images = images[:, :, self.shown].cpu()
+        return figures.interpolation_figure(images[:, 0], images[:, 1], self.path(z, self.steps))
+
+    def rotations(self, z: Tensor, count: int = 12) -> tuple[Figure, Tensor]:
+        """Objects with content (R, z_dim) at all angles; the figure and (R, A, C, H, W)."""
+        theta = torch.arange(count) * (2 * torch.pi / count)
+        turned = Latents(
+            z.cpu().repeat_interleave(count, 0),
+            theta.repeat(len(z)),
+            torch.zeros(len(z) * count, 2),
+        )
+        images = self.decode(turned).unflatten(0, (len(z), count))
+        return figures.rotation_figure(images, torch.rad2deg(theta)), images
+
+    def reconstructions(self, images: Tensor, latents: Latents) -> Figure:
+        """Inputs, reconstructions, and the same without their pose."""
+        scored = torch.zeros(self.model.image_shape[1:], dtype=torch.bool)
+        scored.view(-1)[self.model.likelihood.scored_pixels.cpu()] = True
+        return figures.reconstruction_figure(
+            images[:, self.shown].cpu(),
+            self.decode(latents),
+            self.decode(latents.without_pose()),
+            torch.rad2deg(latents.theta).cpu() if "theta" in self.model.priors else None,
+            (latents.shift / self.pixel_size).cpu() if "shift" in self.model.priors else None,
+            scored=scored,
+        )
+
+    def aligned(self, images: Tensor, latents: Latents) -> Tensor:
+        """The images themselves, moved and turned back by what was inferred, (B, C, H, W)."""
+        return remove_pose(images.cpu(), latents.theta.cpu(), latents.shift.cpu())
+
+    def worst(self, images: Tensor, inferred: Inferred, names: Sequence[str]) -> Figure:
+        """Images that are reconstructed badly, the worst first."""
+        return figures.worst_figure(
+            images[:, self.shown].cpu(),
+            self.decode(inferred.latents),
+            inferred.log_likelihood.cpu(),
+            names,
+        )
+
+    def pose(self, inferred: Inferred) -> tuple[str, Figure] | None:
+        """`pose` against the truth where it is known, else its `pose_histogram`."""
+        latents, priors = inferred.latents, self.model.priors
+        theta = latents.theta if "theta" in priors else None
+        shift = latents.shift if "shift" in priors else None
+        pairs = ((theta, inferred.theta), (shift, inferred.shift))
+        if any(a is not None and b is not None for a, b in pairs):
+            return "pose", figures.pose_figure(
+                theta, inferred.theta, shift, inferred.shift, self.pixel_size
+            )
+        if theta is None and shift is None:
+            return None
+        return "pose_histogram", figures.pose_histogram_figure(theta, shift, self.pixel_size)
