@@ -19,11 +19,17 @@ from svae.directories import release
 from svae.errors import UserError, one_line
 from svae.paths import conf_dir
 
-__all__ = ["command"]
+__all__ = ["command", "given"]
 
 log = logging.getLogger(__name__)
 
 Task = Callable[[DictConfig], Any]
+
+
+def given(group: str) -> set[str]:
+    """The keys of a config group that the command line sets."""
+    overrides = [o.lstrip("+~") for o in HydraConfig.get().overrides.task]
+    return {o.partition("=")[0].removeprefix(f"{group}.") for o in overrides if f"{group}." in o}
 
 
 def command(config_name: str) -> Callable[[Task], Callable[[], None]]:

@@ -64,7 +64,7 @@ class Gallery:
         if 1 <= self.model.z_dim <= 2:
             yield "manifold", self.manifold()
         elif self.model.z_dim:
-            yield "traversals", self.traversals()
+            yield "traversals", self.traversals()[0]
 
     def of_images(
         self,
@@ -90,27 +90,31 @@ class Gallery:
         if (pose := self.pose(everyone)) is not None:
             yield pose
 
+    def manifold_z(self) -> Tensor:
+        """The content that the manifold shows."""
+        return figures.manifold_z(self.model.z_dim, self.side, std=self.std)
+
     def manifold(self) -> Figure:
         """The plane of the first two components of z, or the line of the only one."""
-        z = figures.manifold_z(self.model.z_dim, self.side, std=self.std)
-        return figures.manifold_figure(self.upright(z), self.side, std=self.std)
+        images = self.upright(self.manifold_z())
+        return figures.manifold_figure(images, self.side, std=self.std)
 
-    def traversals(
-        self, dims: Sequence[int] | None = None, around: Tensor | None = None
-    ) -> Figure:
-        """One component of z at a time, the others zero or as in `around` (z_dim,)."""
+    def traversals(self, dims: Sequence[int] | None = None) -> tuple[Figure, Tensor, Tensor]:
+        """One component of z at a time, the others zero: the figure, z and the images."""
         chosen = list(range(self.model.z_dim))[:TRAVERSED] if dims is None else list(dims)
-        z, values = figures.traversal_z(
-            self.model.z_dim, self.steps, around=around, dims=chosen, std=self.std
-        )
-        return figures.traversal_figure(self.upright(z), chosen, values)
+        z, values = figures.traversal_z(self.model.z_dim, self.steps, dims=chosen, std=self.std)
+        images = self.upright(z)
+        return figures.traversal_figure(images, chosen, values), z, images
+
+    def sampled_z(self) -> Tensor:
+        """Content from the prior, with shape (examples^2, z_dim)."""
+        index = torch.arange(self.examples**2)
+        return Noise(self.seed, "samples", index).normal("z", self.model.z_dim).float() * self.std
 
     def samples(self, images: Tensor | None = None) -> Figure:
         """Content from the prior, without a pose (figure 5), beside real images if given."""
-        index = torch.arange(self.examples**2)
-        z = Noise(self.seed, "samples", index).normal("z", self.model.z_dim) * self.std
         examples = None if images is None else images[:, self.shown].cpu()
-        return figures.samples_figure(self.upright(z.float()), examples=examples)
+        return figures.samples_figure(self.upright(self.sampled_z()), examples=examples)
 
     def path(self, z: Tensor, steps: int) -> Tensor:
         """Images without pose at equal steps between content (P, 2, z_dim): (P, S, C, H, W)."""
@@ -148,9 +152,27 @@ class Gallery:
             scored=scored,
         )
 
-    def aligned(self, images: Tensor, latents: Latents) -> Tensor:
-        """The images themselves, moved and turned back by what was inferred, (B, C, H, W)."""
-        return remove_pose(images.cpu(), latents.theta.cpu(), latents.shift.cpu())
+    def pose_removed(
+        self, images: Tensor, latents: Latents, names: Sequence[str] | None = None
+    ) -> tuple[Figure, Tensor, Tensor]:
+        """Images moved and turned back by what was inferred, beside what is generated upright.
+
+        Returns:
+            The figure; the aligned images and the generated ones, each with shape (B, C, H, W).
+        """
+        aligned = remove_pose(images.cpu(), latents.theta.cpu(), latents.shift.cpu())
+        generated = self.decode(latents.without_pose())
+        figure = figures.reconstruction_figure(
+            images[:, self.shown].cpu(),
+            aligned[:, self.shown],
+            generated,
+            torch.rad2deg(latents.theta).cpu() if "theta" in self.model.priors else None,
+            (latents.shift / self.pixel_size).cpu() if "shift" in self.model.priors else None,
+            title="Images with their inferred pose removed",
+            names=names,
+            rows=("input", "moved back", "generated"),
+        )
+        return figure, aligned, generated
 
     def worst(self, images: Tensor, inferred: Inferred, names: Sequence[str]) -> Figure:
         """Images that are reconstructed badly, the worst first."""

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from svae.errors import one_line
 
-__all__ = ["instantiate"]
+__all__ = ["instantiate", "trusted_target"]
 
 #: What a config may name: a config from elsewhere must not be able to run any code it likes.
 _TRUSTED = ("svae.", "pytorch_lightning.", "torch.nn.", "torch.optim.")
@@ -62,7 +62,7 @@ def _check(node: Any, where: str, more: Mapping[str, Any]) -> None:
 
 
 def _check_call(node: dict[str, Any], where: str, more: Mapping[str, Any]) -> None:
-    target = _trusted(node["_target_"], where)
+    target = trusted_target(node["_target_"], where)
     name = node["_target_"]
     if "_args_" in node:
         raise ValueError(f"{where}._args_: expected arguments by name")
@@ -80,7 +80,7 @@ def _check_call(node: dict[str, Any], where: str, more: Mapping[str, Any]) -> No
         _check_type(value, _annotation(target, key), f"{where}.{key}")
 
 
-def _trusted(name: Any, where: str) -> Callable[..., Any]:
+def trusted_target(name: Any, where: str) -> Callable[..., Any]:
     """The class or function of that name, if it is one that a config may name."""
     own = tuple(f"{p}." for p in os.environ.get("SVAE_TRUSTED_TARGETS", "").split(",") if p)
     refusal = ValueError(

@@ -169,9 +169,7 @@ class VAEModule(pl.LightningModule):
         # The same noise at every evaluation, so that epochs and runs compare.
         noise = Noise(self.seed, split, batch["index"])
         held = split == "val" and self.current_epoch < self.model.z_delay_epochs
-        return self.model.elbo(
-            batch["image"], noise, q=q, samples=self.elbo_samples, hold_z=held
-        )
+        return self.model.elbo(batch["image"], noise, q=q, samples=self.elbo_samples, hold_z=held)
 
     def _update(self, split: str, elbo: ELBO, **more: Tensor) -> None:
         values = {"elbo": elbo.value, "log_likelihood": elbo.log_likelihood} | more

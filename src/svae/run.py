@@ -6,18 +6,29 @@ from typing import Any
 
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from svae.datasets import ImageDataModule
+from svae.datasets.base import ImageSource
 from svae.errors import one_line
 from svae.hardware import accelerator_at_hand, fast_precision
-from svae.instantiate import instantiate
+from svae.instantiate import instantiate, trusted_target
 from svae.model import SpatialVAE
 from svae.module import VAEModule
 
-__all__ = ["build_module", "checkpoint_path", "load", "read_config", "resolve_hardware"]
+__all__ = [
+    "build_module",
+    "checkpoint_path",
+    "images_to_encode",
+    "load",
+    "prepared_data",
+    "read_config",
+    "resolve_hardware",
+    "resolve_likelihood",
+    "resolve_seed",
+]
 
 
 def read_config(run: str | Path) -> DictConfig:
@@ -65,6 +76,48 @@ def resolve_likelihood(model: DictConfig, images: list[Tensor]) -> None:
     if model.likelihood._target_ == "svae.likelihoods.fitting":
         choose = instantiate(model.likelihood, "model.likelihood")
         model.likelihood = choose(images)
+
+
+def resolve_seed(cfg: DictConfig) -> None:
+    """The seed of `cfg.run` in the place of null."""
+    with open_dict(cfg):
+        cfg.seed = read_config(cfg.run).seed if cfg.seed is None else cfg.seed
+
+
+def images_to_encode(cfg: DictConfig, given: set[str]) -> tuple[ImageDataModule, ImageSource]:
+    """The data set and the images that a trained model is shown.
+
+    Those of `cfg.dataset`; of the run itself where that is null. Images of the same kind as the
+    run's are read as those were (scaled by the same numbers, for one), except for what is given.
+
+    Arguments:
+        cfg: With `run`, `seed` and `dataset`.
+        given: The settings of the data set that the command line sets.
+
+    Raises:
+        ValueError: The images have another shape than those of the training.
+    """
+    run = read_config(cfg.run)
+    node = run.dataset
+    if cfg.dataset is not None:
+        own: Any = OmegaConf.to_container(cfg.dataset, resolve=True)
+        if own.get("_target_") == node._target_:
+            kept = set(getattr(trusted_target(node._target_, "dataset"), "reading", ())) - given
+            if "normalize" in given:
+                kept -= {"offset", "scale"}
+            own |= {name: node[name] for name in kept if name in node}
+        node = OmegaConf.create(own)
+    data: ImageDataModule = instantiate(node, "dataset")
+    data.prepare_data()
+    images = data.everything()
+    shape, trained = data.image_shape, tuple(run.model.image_shape)
+    if shape != trained:
+        raise ValueError(
+            f"dataset: expected images of shape {trained} (channels, height, width) as {cfg.run} "
+            f"was trained on, got {shape}"
+            + ("" if shape[1:] == trained[1:] else f"; dataset.resize={trained[1]} may help")
+        )
+    return data, images
 
 
 def resolve_hardware(trainer: DictConfig) -> None:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -11,12 +11,31 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from svae.checks import at_least
 
-__all__ = ["SPLITS", "Batch", "EpochBatches", "ImageDataModule", "InMemory", "split_rows"]
+__all__ = [
+    "SPLITS",
+    "Batch",
+    "EpochBatches",
+    "ImageDataModule",
+    "ImageSource",
+    "InMemory",
+    "split_rows",
+]
 
 #: What every loader yields: `image` (B, C, H, W) and `index` (B,), and what else is known.
 Batch = dict[str, Tensor]
 
 SPLITS = ("train", "val", "test")
+
+
+class ImageSource(Protocol):
+    """Images in the order of their index; an item is the batch of the given rows."""
+
+    #: What is known of all images without reading them: `index` (N,), `split` (N,), ...
+    tensors: Batch
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor) -> Batch: ...
 
 
 def split_rows(count: int, val: float, test: float, seed: int) -> dict[str, Tensor]:
@@ -135,6 +154,9 @@ class ImageDataModule(pl.LightningDataModule):
     num_labels: int | None = None
     #: What the labels are called, by their number, where they have names.
     label_names: list[str] | None = None
+    #: The settings that say how pixels are made from what is read: other images of this kind that
+    #: are given to a trained model are read with the values of its run.
+    reading: tuple[str, ...] = ()
     #: The file that each image came from, by the image's index, where it came from one.
     file_names: list[str] | None = None
 
@@ -169,7 +191,7 @@ class ImageDataModule(pl.LightningDataModule):
         """
         return {}
 
-    def everything(self) -> Dataset[Batch]:
+    def everything(self) -> "ImageSource":
         """The images of all splits in the order of their index, to be encoded.
 
         An item is the batch of the given rows (a tensor); `split` (B,) is there in addition, the

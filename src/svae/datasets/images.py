@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from svae.checks import at_least, one_of, positive
-from svae.datasets.base import SPLITS, Batch, ImageDataModule, split_rows
+from svae.datasets.base import SPLITS, Batch, ImageDataModule, ImageSource, split_rows
 from svae.datasets.picture_arrays import ArrayFile
 from svae.datasets.picture_files import (
     SUFFIXES,
@@ -98,6 +97,8 @@ class Images(ImageDataModule):
         seed: As in `ImageDataModule`; it also decides which image is in which split.
     """
 
+    reading = ("crop", "resize", "fit", "color", "invert", "normalize", "offset", "scale")
+
     def __init__(
         self,
         path: str | None = None,
@@ -148,7 +149,7 @@ class Images(ImageDataModule):
             for split, rows in splits.items()
         }
 
-    def everything(self) -> Dataset[Batch]:
+    def everything(self) -> ImageSource:
         """The usable images in the order of their index, read when they are asked for.
 
         All are read once before, if their pixels have to say how they are normalised, or which of

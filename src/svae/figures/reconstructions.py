@@ -36,6 +36,7 @@ def reconstruction_figure(
     title: str | None = None,
     scored: Array | None = None,
     names: Sequence[str] | None = None,
+    rows: Sequence[str] = ("input", "reconstruction", "pose removed"),
 ) -> Figure:
     """Three rows, 'input', 'reconstruction' and 'pose removed'; one column for each example.
 
@@ -52,6 +53,7 @@ def reconstruction_figure(
         scored: Which pixels the likelihood scores, bool with shape (H, W). The others are pale
             blue in the reconstructions: nothing was learned there.
         names: File names or labels, written above, B of them.
+        rows: What is written beside the three rows.
     """
     inputs = to_images("images", images)
     rebuilt = to_images_like("reconstructions", reconstructions, "images", inputs)
@@ -66,22 +68,22 @@ def reconstruction_figure(
 
     grey = display_range(torch.cat((inputs[:shown], rebuilt[:shown])))
     gap = max(1, round(0.06 * width))
-    rows = torch.cat((inputs[:shown], rebuilt[:shown], upright[:shown]))
-    masked = torch.zeros(len(rows), height, width, dtype=torch.bool)
+    pictures = torch.cat((inputs[:shown], rebuilt[:shown], upright[:shown]))
+    masked = torch.zeros(len(pictures), height, width, dtype=torch.bool)
     masked[shown : 2 * shown] = hidden
     if title is None:
         title = "Images and their reconstructions"
         if hidden.any():
             title += " (pale blue: not scored)"
     figure, axes = mosaic_axes(
-        mosaic(rows, shown, grey, gap, masked),
+        mosaic(pictures, shown, grey, gap, masked),
         shown * tile,
         title,
         grey,
         left=LEFT_INCHES,
         top=HEADER_LINE * len(header),
     )
-    label_rows(axes, ["input", "reconstruction", "pose removed"], height, gap)
+    label_rows(axes, list(rows), height, gap)
     axes.set_xticks([])
     write_above(axes, header, [(width - 1) / 2 + i * (width + gap) for i in range(shown)])
     return figure
