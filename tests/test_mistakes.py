@@ -5,8 +5,11 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tests.helpers import write_pictures
 
 import svae
 import svae.evaluate
@@ -16,12 +19,13 @@ QUICK = ["debug=quick", "dataset.train_copies=1"]
 
 
 def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
-    """The exit status and what was printed."""
+    """What was printed by a command that failed."""
     monkeypatch.chdir(tmp_path)
-    argv = ["svae", f"hydra.run.dir={tmp_path / 'run'}", *QUICK, *overrides]
-    monkeypatch.setattr(
-        sys, "argv", [a for a in argv if main is svae.train.main or a not in QUICK]
-    )
+    quick = QUICK if main is svae.train.main else []
+    if "dataset=images" in overrides:
+        quick = QUICK[:1]
+    argv = ["svae", f"hydra.run.dir={tmp_path / 'run'}", *quick, *overrides]
+    monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stopped:
         main()
     captured = capfd.readouterr()
@@ -71,7 +75,7 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
         (["trainer.limit_val_batches=0"], "limit_val_batches: expected more than 0"),
         (["prior.z.dims=3"], "2 components of z, got 3"),
         (["callbacks.figures.examples=13"], "examples: expected at most 12"),
-        (["hydra.run.dir=/proc/nowhere"], "the output folder cannot be made"),
+        (["hydra.run.dir=/proc/nowhere"], "the output folder /proc/nowhere cannot be made"),
         (["model._target_=os.system"], "os.system"),
     ],
 )
@@ -199,3 +203,132 @@ def test_the_traceback_is_there_for_who_wants_it(monkeypatch, tmp_path):
     )
     assert done.returncode != 0
     assert "Traceback" in done.stderr
+
+
+def picture(folder, name, pixels):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(folder / name)
+
+
+def bar(size=16):
+    pixels = np.zeros((size, size), np.uint8)
+    pixels[4:-4, 7:9] = 200
+    return pixels
+
+
+def missing(folder):
+    return [f"dataset.path={folder / 'nowhere'}"]
+
+
+def nothing_given(folder):
+    return []
+
+
+def empty(folder):
+    folder.mkdir()
+    return [f"dataset.path={folder}"]
+
+
+def no_readable_image(folder):
+    folder.mkdir()
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(b"no picture")
+    return [f"dataset.path={folder}"]
+
+
+def a_corrupt_one(folder):
+    write_pictures(folder)
+    whole = (folder / "img7.png").read_bytes()
+    (folder / "img7.png").write_bytes(whole[: len(whole) // 2])
+    return [f"dataset.path={folder}"]
+
+
+def mixed_sizes(folder):
+    write_pictures(folder)
+    picture(folder, "z.png", bar(20))
+    return [f"dataset.path={folder}"]
+
+
+def grey_and_rgb(folder):
+    write_pictures(folder)
+    picture(folder, "z.png", np.stack([bar(), bar().T, bar()], -1))
+    return [f"dataset.path={folder}"]
+
+
+def of_array(folder, images, **more):
+    folder.mkdir()
+    np.savez(folder / "stack.npz", images=images, **more)
+    return [f"dataset.path={folder / 'stack.npz'}"]
+
+
+def random(*shape):
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+def with_nan(folder):
+    images = random(12, 16, 16)
+    images[5, 3, 3] = np.nan
+    return of_array(folder, images)
+
+
+def with_infinity(folder):
+    images = random(12, 16, 16)
+    images[5, 3, 3] = np.inf
+    return of_array(folder, images)
+
+
+def a_constant_one(folder):
+    images = random(12, 16, 16)
+    images[5] = 0.5
+    return of_array(folder, images)
+
+
+def beyond_bernoulli(folder):
+    bernoulli = ["model/likelihood=bernoulli", "dataset.normalize=standard"]
+    return of_array(folder, random(12, 16, 16) * 9) + bernoulli
+
+
+def of_wrong_rank(folder):
+    return of_array(folder, random(16, 16))
+
+
+def too_few(folder):
+    write_pictures(folder, count=2)
+    return [f"dataset.path={folder}"]
+
+
+def labels_of_another_length(folder):
+    write_pictures(folder)
+    np.save(folder.parent / "labels.npy", np.arange(5))
+    return [f"dataset.path={folder}", f"dataset.labels={folder.parent / 'labels.npy'}"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (nothing_given, "write dataset.path=FOLDER"),
+        (missing, "pictures/nowhere"),
+        (empty, r"pictures.*\.png"),
+        (no_readable_image, "pictures.*no"),
+        (a_corrupt_one, "img7.png.*dataset.skip_unusable=true"),
+        (mixed_sizes, r"z.png.*20.*dataset.resize="),
+        (grey_and_rgb, "z.png.*dataset.color=grey"),
+        (with_nan, r"stack.npz.*5.*(NaN|finite)"),
+        (with_infinity, r"stack.npz.*5.*(inf|finite)"),
+        (a_constant_one, r"stack.npz.*5.*constant"),
+        (beyond_bernoulli, "Bernoulli likelihood expects pixel values from 0 to 1"),
+        (of_wrong_rank, r"stack.npz.*\(16, 16\)"),
+        (too_few, "at least 3 images"),
+        (labels_of_another_length, "labels.npy.*5.*12|labels.npy.*12.*5"),
+    ],
+)
+def test_own_images(make, message, capfd, monkeypatch, tmp_path):
+    options = make(tmp_path / "pictures")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    printed = outcome(svae.train.main, capfd, monkeypatch, tmp_path, "dataset=images", *options)
+    lines = [line for line in printed.splitlines() if line.strip()]
+    assert len(lines) == 1, printed
+    assert re.search(message, lines[0]), printed
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    assert {p: p.read_bytes() for p in before} == before

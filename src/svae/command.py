@@ -50,6 +50,10 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
             # Lightning's advertisements and advice; its warnings stay.
             logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+            # What that means is said when the run is interrupted, in this program's words.
+            warnings.filterwarnings(
+                "ignore", "You're resuming from a checkpoint that ended"
+            )
             started.append(True)
             try:
                 return task(cfg)
@@ -79,6 +83,7 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 sys.exit(f"svae: the output folder cannot be made: {one_line(error)}")
             finally:
                 release()
+                os.environ["HYDRA_FULL_ERROR"] = "1" if show_all else "0"
 
         return main
 

@@ -1,6 +1,7 @@
 """The two checkpoints of a run: the best by validation, and the last."""
 
 import io
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from svae.files import write_atomic
 
 __all__ = ["AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint"]
+
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -108,6 +111,10 @@ class LastCheckpoint(ModelCheckpoint):
         path = Path(self.dirpath) / "last.ckpt"
         if isinstance(exception, KeyboardInterrupt) and not path.is_file():
             trainer.save_checkpoint(path)
+            log.warning(
+                "interrupted in the first epoch: last.ckpt is from its middle, and a run that "
+                "goes on from there sees some images of that epoch twice and others not"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # The last checkpoint of another run stays where it is.
