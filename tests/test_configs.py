@@ -24,6 +24,12 @@ QUICK = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch):
+    """Whoever runs the tests may have one."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
 def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 

@@ -16,6 +16,10 @@ class Timing(Callback):
     def __init__(self) -> None:
         self.total_seconds = 0.0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # An epoch that is resumed in its middle has no start of its own.
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started, self.images, self.seconds = perf_counter(), 0, 0.0
 
