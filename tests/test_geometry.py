@@ -8,6 +8,7 @@ from svae.generators import CoordinateMLP
 from svae.geometry import (
     pixel_grid,
     pixel_size,
+    remove_pose,
     rotate,
     rotate_image,
     to_object_frame,
@@ -76,6 +77,35 @@ def test_an_object_is_turned_before_it_is_moved():
     # Two right of the centre: turned to two above, then one to the right.
     posed = transform_image(image_with((4, 6)), theta, shift)
     assert_close(posed, image_with((2, 5)), atol=1e-12, rtol=0)
+
+
+def blobs(count: int, height: int, width: int) -> torch.Tensor:
+    """Smooth objects without symmetry, near the centre."""
+    grid = pixel_grid(height, width).unsqueeze(0)
+    centres = torch.tensor([[0.25, 0.05], [-0.1, 0.2], [0.0, -0.2]], dtype=torch.float64)
+    weights = torch.rand(count, 3, 1, dtype=torch.float64) + 0.5
+    distance = (grid - centres.unsqueeze(1)).square().sum(-1)
+    pixels = (weights * torch.exp(-distance / 0.02)).sum(1)
+    return pixels.reshape(count, 1, height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(65, 65), (48, 65), (64, 49)])
+def test_a_pose_that_is_removed_is_gone(height, width):
+    images = blobs(8, height, width)
+    theta = (torch.rand(8, dtype=torch.float64) * 2 - 1) * math.pi
+    shift = (torch.rand(8, 2, dtype=torch.float64) * 2 - 1) * 0.2
+    posed = transform_image(images, theta, shift)
+    error = (remove_pose(posed, theta, shift) - images).abs().amax((1, 2, 3))
+    changed = (posed - images).abs().amax((1, 2, 3))
+    assert error.max() < 0.05 * images.max()  # two bilinear interpolations
+    assert (changed > 5 * error).all()
+
+
+def test_removing_a_pose_is_exact_for_whole_pixels_and_quarter_turns():
+    step = pixel_size(9, 9)
+    image = image_with((4, 6), (4, 4))
+    pose = torch.tensor([math.pi / 2]), torch.tensor([[2 * step, -step]], dtype=torch.float64)
+    assert_close(remove_pose(transform_image(image, *pose), *pose), image, atol=1e-6, rtol=0)
 
 
 def test_rectangular_images_turn_without_distortion():

@@ -51,9 +51,7 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
             logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             # What that means is said when the run is interrupted, in this program's words.
-            warnings.filterwarnings(
-                "ignore", "You're resuming from a checkpoint that ended"
-            )
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended")
             started.append(True)
             try:
                 return task(cfg)

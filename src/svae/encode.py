@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from svae.checks import at_least
+from svae.checks import at_least, one_of
 from svae.command import command, given
 from svae.datasets import ImageDataModule
 from svae.datasets.base import SPLITS, Batch, ImageSource
@@ -30,11 +30,13 @@ log = logging.getLogger(__name__)
 def encode(cfg: DictConfig) -> None:
     """Write `latents.csv`, `latents.npz` and figures of what `cfg.run` infers from images."""
     with told_in_one_line():
-        resolve_hardware(cfg)
+        one_of("accelerator", cfg.accelerator, ("auto", "cpu", "gpu"))
+        one_of("precision", cfg.precision, ("auto", "32-true", "bf16-mixed"))
+        resolve_hardware(cfg, "accelerator=cpu")
         resolve_seed(cfg)
         at_least("batch_size", cfg.batch_size, 1)
         model = load(cfg.run, cfg.checkpoint)
-        model.to("cuda" if cfg.accelerator == "gpu" else cfg.accelerator)
+        model.to("cuda" if cfg.accelerator == "gpu" else "cpu")
         data, images = images_to_encode(cfg, given("dataset"))
     inferred, std, split = encode_all(model, data, images, cfg)
 
@@ -50,8 +52,9 @@ def encode(cfg: DictConfig) -> None:
         # Other images than the run's own belong to none of its splits.
         split=None if split is None or cfg.dataset else [SPLITS[i] for i in split.tolist()],
     )
-    write_csv(folder / "latents.csv", columns)
-    write_npz(folder / "latents.npz", columns)
+    with told_in_one_line():  # a full disk, for one
+        write_csv(folder / "latents.csv", columns)
+        write_npz(folder / "latents.npz", columns)
     (folder / "figures").mkdir(exist_ok=True)
     if model.z_dim and len(inferred) > 1:
         figure = latent_figure(inferred.latents.z, inferred.label, data.label_names)

@@ -14,10 +14,12 @@ from svae.latents import Latents
 from svae.model import SpatialVAE
 from svae.noise import Noise
 
-__all__ = ["Gallery"]
+__all__ = ["Gallery", "couples", "spread"]
 
 # More rows than this are more than one figure holds.
 TRAVERSED = 16
+# Rows of interpolations and of turned objects.
+PAIRS, TURNED = 4, 4
 
 
 class Gallery:
@@ -25,10 +27,10 @@ class Gallery:
 
     Arguments:
         model: The trained model.
-        examples: How many images, pairs or samples along a side a figure shows.
+        examples: How many images a figure shows, and how many samples along a side.
         manifold_side: How many values of each component of z the manifold shows.
-        steps: How many values of z, and how many angles, a row shows.
-        seed: The seed of random samples and pairs.
+        steps: How many values of z a row of traversals or interpolations shows.
+        seed: The seed of random samples.
     """
 
     def __init__(
@@ -51,9 +53,13 @@ class Gallery:
         self.pixel_size = pixel_size(*model.image_shape[1:])
         self.std = getattr(model.priors["z"], "std", 1.0)
 
+    def drawn(self, images: Tensor) -> Tensor:
+        """What figures show of images (..., C, H, W): their first channel, if not grey or RGB."""
+        return images[..., self.shown, :, :].cpu()
+
     def decode(self, latents: Latents) -> Tensor:
-        """The expected images, as they are drawn, with shape (B, C, H, W) on the CPU."""
-        return self.model.decode(latents)[:, self.shown].cpu()
+        """The expected images, with shape (B, C, H, W) on the CPU."""
+        return self.model.decode(latents).cpu()
 
     def upright(self, z: Tensor) -> Tensor:
         """What is decoded from content (B, z_dim) without a pose."""
@@ -62,7 +68,7 @@ class Gallery:
     def of_content(self) -> Iterator[tuple[str, Figure]]:
         """What the generator has learned: `manifold`, or `traversals` of more than two dims."""
         if 1 <= self.model.z_dim <= 2:
-            yield "manifold", self.manifold()
+            yield "manifold", self.manifold()[0]
         elif self.model.z_dim:
             yield "traversals", self.traversals()[0]
 
@@ -90,31 +96,30 @@ class Gallery:
         if (pose := self.pose(everyone)) is not None:
             yield pose
 
-    def manifold_z(self) -> Tensor:
-        """The content that the manifold shows."""
-        return figures.manifold_z(self.model.z_dim, self.side, std=self.std)
-
-    def manifold(self) -> Figure:
-        """The plane of the first two components of z, or the line of the only one."""
-        images = self.upright(self.manifold_z())
-        return figures.manifold_figure(images, self.side, std=self.std)
+    def manifold(self) -> tuple[Figure, Tensor, Tensor]:
+        """The plane of two components of z, or the line of one: the figure, z and the images."""
+        z = figures.manifold_z(self.model.z_dim, self.side, std=self.std)
+        images = self.upright(z)
+        return figures.manifold_figure(self.drawn(images), self.side, std=self.std), z, images
 
     def traversals(self, dims: Sequence[int] | None = None) -> tuple[Figure, Tensor, Tensor]:
         """One component of z at a time, the others zero: the figure, z and the images."""
         chosen = list(range(self.model.z_dim))[:TRAVERSED] if dims is None else list(dims)
         z, values = figures.traversal_z(self.model.z_dim, self.steps, dims=chosen, std=self.std)
         images = self.upright(z)
-        return figures.traversal_figure(images, chosen, values), z, images
+        return figures.traversal_figure(self.drawn(images), chosen, values), z, images
 
-    def sampled_z(self) -> Tensor:
-        """Content from the prior, with shape (examples^2, z_dim)."""
+    def samples(self, real: Tensor | None = None) -> tuple[Figure, Tensor, Tensor]:
+        """Content from the prior (figure 5): the figure, z (examples^2, z_dim) and the images.
+
+        Arguments:
+            real: Images to be shown beside them, with shape (n, C, H, W).
+        """
         index = torch.arange(self.examples**2)
-        return Noise(self.seed, "samples", index).normal("z", self.model.z_dim).float() * self.std
-
-    def samples(self, images: Tensor | None = None) -> Figure:
-        """Content from the prior, without a pose (figure 5), beside real images if given."""
-        examples = None if images is None else images[:, self.shown].cpu()
-        return figures.samples_figure(self.upright(self.sampled_z()), examples=examples)
+        z = Noise(self.seed, "samples", index).normal("z", self.model.z_dim).float() * self.std
+        images = self.upright(z)
+        examples = None if real is None else self.drawn(real)
+        return figures.samples_figure(self.drawn(images), examples=examples), z, images
 
     def path(self, z: Tensor, steps: int) -> Tensor:
         """Images without pose at equal steps between content (P, 2, z_dim): (P, S, C, H, W)."""
@@ -125,11 +130,16 @@ class Gallery:
 
     def interpolations(self, images: Tensor, z: Tensor) -> Figure:
         """Between the two images of each pair (P, 2, C, H, W) with content z (P, 2, z_dim)."""
-        images = images[:, :, self.shown].cpu()
-        return figures.interpolation_figure(images[:, 0], images[:, 1], self.path(z, self.steps))
+        ends, between = self.drawn(images), self.drawn(self.path(z, self.steps))
+        return figures.interpolation_figure(ends[:, 0], ends[:, 1], between)
 
     def rotations(self, z: Tensor, count: int = 12) -> tuple[Figure, Tensor]:
-        """Objects with content (R, z_dim) at all angles; the figure and (R, A, C, H, W)."""
+        """The first objects with content (B, z_dim) at all angles: the figure, and the images.
+
+        Returns:
+            The figure; the images with shape (R, A, C, H, W), R at most 4 and A `count`.
+        """
+        z = z[:TURNED]
         theta = torch.arange(count) * (2 * torch.pi / count)
         turned = Latents(
             z.cpu().repeat_interleave(count, 0),
@@ -137,16 +147,16 @@ class Gallery:
             torch.zeros(len(z) * count, 2),
         )
         images = self.decode(turned).unflatten(0, (len(z), count))
-        return figures.rotation_figure(images, torch.rad2deg(theta)), images
+        return figures.rotation_figure(self.drawn(images), torch.rad2deg(theta)), images
 
     def reconstructions(self, images: Tensor, latents: Latents) -> Figure:
         """Inputs, reconstructions, and the same without their pose."""
         scored = torch.zeros(self.model.image_shape[1:], dtype=torch.bool)
         scored.view(-1)[self.model.likelihood.scored_pixels.cpu()] = True
         return figures.reconstruction_figure(
-            images[:, self.shown].cpu(),
-            self.decode(latents),
-            self.decode(latents.without_pose()),
+            self.drawn(images),
+            self.drawn(self.decode(latents)),
+            self.drawn(self.decode(latents.without_pose())),
             torch.rad2deg(latents.theta).cpu() if "theta" in self.model.priors else None,
             (latents.shift / self.pixel_size).cpu() if "shift" in self.model.priors else None,
             scored=scored,
@@ -163,9 +173,9 @@ class Gallery:
         aligned = remove_pose(images.cpu(), latents.theta.cpu(), latents.shift.cpu())
         generated = self.decode(latents.without_pose())
         figure = figures.reconstruction_figure(
-            images[:, self.shown].cpu(),
-            aligned[:, self.shown],
-            generated,
+            self.drawn(images),
+            self.drawn(aligned),
+            self.drawn(generated),
             torch.rad2deg(latents.theta).cpu() if "theta" in self.model.priors else None,
             (latents.shift / self.pixel_size).cpu() if "shift" in self.model.priors else None,
             title="Images with their inferred pose removed",
@@ -177,8 +187,8 @@ class Gallery:
     def worst(self, images: Tensor, inferred: Inferred, names: Sequence[str]) -> Figure:
         """Images that are reconstructed badly, the worst first."""
         return figures.worst_figure(
-            images[:, self.shown].cpu(),
-            self.decode(inferred.latents),
+            self.drawn(images),
+            self.drawn(self.decode(inferred.latents)),
             inferred.log_likelihood.cpu(),
             names,
         )
@@ -196,3 +206,20 @@ class Gallery:
         if theta is None and shift is None:
             return None
         return "pose_histogram", figures.pose_histogram_figure(theta, shift, self.pixel_size)
+
+
+def spread(rows: Tensor, count: int) -> Tensor:
+    """At most `count` of the rows, evenly spread."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+
+
+def couples(count: int) -> Tensor:
+    """Which of `count` images are interpolated: (P, 2), P at most 4.
+
+    Each with one from the other half: neighbours in a data set are often of one kind.
+    """
+    half = count // 2
+    first = torch.arange(min(PAIRS, half))
+    return torch.stack((first, first + half), dim=1)

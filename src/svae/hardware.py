@@ -1,8 +1,11 @@
 """What the machine at hand does well."""
 
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
 import torch
 
-__all__ = ["accelerator_at_hand", "fast_precision"]
+__all__ = ["accelerator_at_hand", "environment", "fast_precision"]
 
 
 def accelerator_at_hand() -> str:
@@ -23,3 +26,17 @@ def fast_precision(accelerator: str) -> str:
         supported = [getattr(torch.cpu, name, lambda: False)() for name in checks]
         return "bf16-mixed" if any(supported) else "32-true"
     return "32-true"
+
+
+def environment() -> dict[str, str]:
+    """What a run's numbers depend on beside its config: the versions at work, and the machine."""
+    found = {"python": platform.python_version(), "machine": platform.platform()}
+    for package in ("svae", "torch", "pytorch-lightning"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"  # svae from PYTHONPATH
+    found["processor"] = platform.processor() or platform.machine()
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found

@@ -101,6 +101,8 @@ def images_to_encode(cfg: DictConfig, given: set[str]) -> tuple[ImageDataModule,
     node = run.dataset
     if cfg.dataset is not None:
         own: Any = OmegaConf.to_container(cfg.dataset, resolve=True)
+        if "_target_" not in own:
+            raise ValueError(f"dataset: write dataset=images (or another kind) beside {own}")
         if own.get("_target_") == node._target_:
             kept = set(getattr(trusted_target(node._target_, "dataset"), "reading", ())) - given
             if "normalize" in given:
@@ -114,14 +116,27 @@ def images_to_encode(cfg: DictConfig, given: set[str]) -> tuple[ImageDataModule,
     if shape != trained:
         raise ValueError(
             f"dataset: expected images of shape {trained} (channels, height, width) as {cfg.run} "
-            f"was trained on, got {shape}"
-            + ("" if shape[1:] == trained[1:] else f"; dataset.resize={trained[1]} may help")
+            f"was trained on, got {shape}{_remedy(node, shape, trained)}"
         )
     return data, images
 
 
-def resolve_hardware(trainer: DictConfig) -> None:
+def _remedy(dataset: DictConfig, shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """What makes images of one shape (C, H, W) those of another, where the data set can do it."""
+    settings = []
+    if "color" in dataset and shape[0] != wanted[0]:
+        settings.append(f"dataset.color={'grey' if wanted[0] == 1 else 'rgb'}")
+    if "resize" in dataset and shape[1:] != wanted[1:] and wanted[1] == wanted[2]:
+        settings.append(f"dataset.resize={wanted[1]}")
+    return f"; {' '.join(settings)} may help" if settings else ""
+
+
+def resolve_hardware(trainer: DictConfig, remedy: str = "trainer=cpu") -> None:
     """Write what `auto` means on this machine into a trainer's config.
+
+    Arguments:
+        trainer: With `accelerator` and `precision`.
+        remedy: What to write where there is no GPU.
 
     Raises:
         ValueError: A GPU was asked for and there is none.
@@ -129,7 +144,7 @@ def resolve_hardware(trainer: DictConfig) -> None:
     if trainer.accelerator == "auto":
         trainer.accelerator = accelerator_at_hand()
     if trainer.accelerator in ("gpu", "cuda") and accelerator_at_hand() != "gpu":
-        raise ValueError("trainer.accelerator: torch finds no GPU here; use trainer=cpu")
+        raise ValueError(f"accelerator: torch finds no GPU here; use {remedy}")
     if trainer.precision == "auto":
         trainer.precision = fast_precision(trainer.accelerator)
 
@@ -142,6 +157,7 @@ def build_module(config: DictConfig, datamodule: ImageDataModule) -> VAEModule:
         scheduler=instantiate(config.scheduler, "scheduler"),
         seed=config.seed,
         num_labels=datamodule.num_labels,
+        max_gradient_spike=config.get("max_gradient_spike"),
         **config.evaluation,
     )
 

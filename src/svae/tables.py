@@ -6,9 +6,9 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, rad2deg
 
 from svae.files import write_atomic
@@ -60,7 +60,9 @@ def latent_columns(
         if uncertainty is not None:
             columns[f"z{i}_std"] = _numbers(uncertainty.z[:, i])
     if "theta" in priors:
-        columns["theta_deg"] = _numbers(rad2deg(wrap_angle(latents.theta)))
+        degrees = rad2deg(wrap_angle(latents.theta.cpu().double())).float()
+        # The largest angles below 180 degrees are 180 once rounded.
+        columns["theta_deg"] = _numbers(torch.where(degrees < 180, degrees, degrees - 360))
         if uncertainty is not None:
             columns["theta_std_deg"] = _numbers(rad2deg(uncertainty.theta))
     if "shift" in priors:
@@ -73,12 +75,11 @@ def latent_columns(
 
 
 def write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write columns of one length, numbers with seven significant digits."""
+    """Write columns of one length, each number with the digits that tell it from all others."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    rows = zip(*(map(_cell, column) for column in columns.values()), strict=True)
-    writer.writerows(rows)
+    writer.writerows(zip(*columns.values(), strict=True))
     write_atomic(path, text.getvalue())
 
 
@@ -96,15 +97,10 @@ def write_npz(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     # Not by `numpy.savez`, which cannot name an array `file`.
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, parts in groups.items():
-            components = name.startswith(("z", "shift"))
-            array = np.stack(parts, axis=-1) if components else parts[0]
+            array = parts[0] if name in columns else np.stack(parts, axis=-1)
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
     write_atomic(path, content.getvalue())
-
-
-def _cell(value: Any) -> Any:
-    return f"{value:.7g}" if isinstance(value, np.floating) else value
 
 
 def _numbers(values: Tensor) -> np.ndarray:

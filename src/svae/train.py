@@ -22,6 +22,7 @@ from svae.command import command
 from svae.datasets import ImageDataModule
 from svae.errors import UserError, told_in_one_line
 from svae.files import write_atomic, write_metrics
+from svae.hardware import environment
 from svae.instantiate import instantiate
 from svae.loggers import Dashboard
 from svae.module import VAEModule
@@ -147,6 +148,7 @@ def prepare(cfg: DictConfig) -> Job:
         cfg.model.image_shape = list(data.image_shape)
         resolve_likelihood(cfg.model, [split["image"] for split in data.splits.values()])
         resolve_hardware(cfg.trainer)
+        cfg.environment = environment()
         if cfg.ckpt_path == "last":
             cfg.ckpt_path = str(newest_checkpoint(cfg))
     module = build_module(cfg, data)

@@ -1,5 +1,6 @@
 """The figures of a run, drawn while it trains and from the tested model."""
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from svae.callbacks.metrics_csv import MetricsCSV
 from svae.checks import at_least
 from svae.datasets import ImageDataModule
 from svae.figures import curves_figure
-from svae.gallery import Gallery
+from svae.gallery import Gallery, couples, spread
 from svae.inferred import infer_batch
 from svae.loggers import Dashboard
 from svae.module import VAEModule
@@ -23,20 +24,20 @@ __all__ = ["Figures"]
 
 # Rows of a dashboard's latent table: more make its page slow.
 TABLE_ROWS = 2000
-PAIRS = 4
-TURNED = 4
 
 
 class Figures(Callback):
     """Draws into one folder, where newer figures take the place of older ones, and for dashboards.
 
     Every few epochs: `reconstructions`, `manifold` (or `traversals`), `latents`, `pose` (or
-    `pose_histogram`) of the validation split, and `curves`; at the end the same of the test split,
-    with `worst`, `samples`, `interpolations` and `rotations`.
+    `pose_histogram`) of the validation split, and `curves`; at the end the same of the test split
+    (of the validation split where nothing is tested), with `worst`, `samples`, `interpolations`
+    and `rotations`.
 
     Arguments:
         folder: Where the figures go.
-        every_n_epochs: How often they are drawn during training; 0 for at the end only.
+        every_n_epochs: How often they are drawn during training, if that epoch was validated; 0
+            for at the end only.
         examples: How many images are shown.
         manifold_side: How many values of each component of z the manifold shows.
     """
@@ -110,20 +111,23 @@ class Figures(Callback):
         yield "worst", gallery.worst(worst["image"], infer_batch(model, worst)[0], called)
         if not model.z_dim:
             return
-        yield "samples", gallery.samples(few["image"])
+        yield "samples", gallery.samples(few["image"])[0]
         z = inferred.latents.z
         if model.generator.coordinate_based:
-            yield "rotations", gallery.rotations(z[:TURNED])[0]
-        if pairs := min(PAIRS, len(z) // 2):
-            images = few["image"][: 2 * pairs].unflatten(0, (2, pairs)).transpose(0, 1)
-            between = z[: 2 * pairs].unflatten(0, (2, pairs)).transpose(0, 1)
-            yield "interpolations", gallery.interpolations(images, between)
+            yield "rotations", gallery.rotations(z)[0]
+        if len(pairs := couples(len(z))):
+            yield "interpolations", gallery.interpolations(few["image"][pairs], z[pairs])
 
     def curves(self, trainer: pl.Trainer) -> Iterator[tuple[str, Figure]]:
         """The training curves, once there is something to see."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, MetricsCSV) and any("val/elbo" in r for r in callback.rows):
-                yield "curves", curves_figure(callback.rows)
+            if not isinstance(callback, MetricsCSV) or not callback.path.is_file():
+                continue
+            # From the file: a test gives the callback the rows that the best checkpoint had.
+            with callback.path.open(newline="") as file:
+                rows = list(csv.DictReader(file))
+            if any(row.get("val/elbo") for row in rows):
+                yield "curves", curves_figure(rows)
 
     def log_table(
         self,
@@ -145,19 +149,12 @@ class Figures(Callback):
             label_names=data.label_names,
         )
         batch = data.splits[split]
-        images = batch["image"][rows_of(batch, inferred.index.cpu())][:, gallery.shown]
+        images = gallery.drawn(batch["image"][rows_of(batch, inferred.index.cpu())])
         low, high = images.min(), images.max()
         if low < 0 or high > 1:
             images = (images - low) / (high - low)
         for dashboard in dashboards:
             dashboard.log_latents(columns, images)
-
-
-def spread(rows: Tensor, count: int) -> Tensor:
-    """At most `count` of the rows, evenly spread."""
-    if len(rows) <= count:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
 
 
 def rows_of(batch: dict[str, Tensor], index: Tensor) -> Tensor:

@@ -1,25 +1,43 @@
 """The likelihood that fits a pile of images."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["fitting"]
 
+# Of black and white pixels the share is 1, of MNIST 0.84 (turned: 0.74), of the digits of
+# scikit-learn, blurred by their enlargement, 0.59, of galaxies 0.12.
+BLACK_AND_WHITE = 0.4
 
-def fitting(images: Iterable[Tensor], mask_radius_px: float | None = None) -> dict[str, Any]:
-    """The config of the likelihood that fits images: what `model/likelihood=auto` stands for.
 
-    Bernoulli for values from 0 to 1, as both papers have it for MNIST. Otherwise Gaussian, its
-    standard deviation trained, because nobody knows the noise of somebody else's images.
+def fitting(images: Sequence[Tensor], mask_radius_px: float | None = None) -> dict[str, Any]:
+    r"""The config of the likelihood that fits images: what `model/likelihood=auto` stands for.
+
+    Bernoulli, as both papers have it for MNIST, where pixels lie between 0 and 1 and are mostly
+    black or white: where their variance is at least 0.4 of :math:`m (1 - m)`, which pixels of 0
+    and 1 with the same mean m would have. Otherwise Gaussian with its standard deviation trained
+    from that of the pixels on. (On grey tones a Bernoulli likelihood pays few nats for detail: of
+    galaxies it learned no more than their size and brightness, and no angle.)
 
     Arguments:
         images: Parts of the images, each with any shape.
         mask_radius_px: As in `Likelihood`.
     """
-    bernoulli = all(part.min() >= 0 and part.max() <= 1 for part in images)
+    count = sum(part.numel() for part in images)
+    mean = sum(part.sum(dtype=torch.float64).item() for part in images) / count
+    square = sum(part.square().sum(dtype=torch.float64).item() for part in images) / count
+    variance = square - mean**2
+    inside = all(part.min() >= 0 and part.max() <= 1 for part in images)
     node: dict[str, Any] = {"_target_": "svae.likelihoods.Bernoulli"}
-    if not bernoulli:
-        node = {"_target_": "svae.likelihoods.Gaussian", "learn_std": True}
+    if not inside or variance < BLACK_AND_WHITE * mean * (1 - mean):
+        std = max(variance, 0.0) ** 0.5
+        # Finite numbers are asked for later, by the likelihood itself.
+        node = {
+            "_target_": "svae.likelihoods.Gaussian",
+            "std": float(f"{std:.3g}") if 0 < std < float("inf") else 1.0,
+            "learn_std": True,
+        }
     return node | {"_partial_": True, "mask_radius_px": mask_radius_px}

@@ -411,8 +411,9 @@ def _environment(contents: Contents) -> str:
         "devices": contents.setting("trainer.devices"),
         "precision": contents.setting("trainer.precision"),
         "Hydra": contents.runtime.get("version"),
-        "svae, torch, Python, machine": "not recorded in the run directory",
     }
+    recorded = contents.setting("environment")
+    facts |= recorded if isinstance(recorded, dict) else {}
     return _facts({name: value for name, value in facts.items() if value is not None})
 
 
