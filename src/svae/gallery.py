@@ -8,7 +8,7 @@ from torch import Tensor
 
 from svae import figures
 from svae.checks import at_least
-from svae.geometry import pixel_size, remove_pose
+from svae.geometry import pixel_size, remove_pose, wrap_angle
 from svae.inferred import Inferred
 from svae.latents import Latents
 from svae.model import SpatialVAE
@@ -157,7 +157,9 @@ class Gallery:
             self.drawn(images),
             self.drawn(self.decode(latents)),
             self.drawn(self.decode(latents.without_pose())),
-            torch.rad2deg(latents.theta).cpu() if "theta" in self.model.priors else None,
+            torch.rad2deg(wrap_angle(latents.theta)).cpu()
+            if "theta" in self.model.priors
+            else None,
             (latents.shift / self.pixel_size).cpu() if "shift" in self.model.priors else None,
             scored=scored,
         )
@@ -176,7 +178,9 @@ class Gallery:
             self.drawn(images),
             self.drawn(aligned),
             self.drawn(generated),
-            torch.rad2deg(latents.theta).cpu() if "theta" in self.model.priors else None,
+            torch.rad2deg(wrap_angle(latents.theta)).cpu()
+            if "theta" in self.model.priors
+            else None,
             (latents.shift / self.pixel_size).cpu() if "shift" in self.model.priors else None,
             title="Images with their inferred pose removed",
             names=names,

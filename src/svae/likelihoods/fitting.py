@@ -1,9 +1,9 @@
 """The likelihood that fits a pile of images."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 __all__ = ["fitting"]
@@ -27,17 +27,18 @@ def fitting(images: Sequence[Tensor], mask_radius_px: float | None = None) -> di
         mask_radius_px: As in `Likelihood`.
     """
     count = sum(part.numel() for part in images)
-    mean = sum(part.sum(dtype=torch.float64).item() for part in images) / count
-    square = sum(part.square().sum(dtype=torch.float64).item() for part in images) / count
-    variance = square - mean**2
-    inside = all(part.min() >= 0 and part.max() <= 1 for part in images)
+    # A thousand images at a time, so that no second copy of them all is made.
+    parts = [few for part in images for few in part.split(1000)]
+    mean = sum(few.double().sum().item() for few in parts) / count
+    variance = sum((few.double() - mean).square().sum().item() for few in parts) / count
+    inside = all(few.min() >= 0 and few.max() <= 1 for few in parts)
     node: dict[str, Any] = {"_target_": "svae.likelihoods.Bernoulli"}
     if not inside or variance < BLACK_AND_WHITE * mean * (1 - mean):
-        std = max(variance, 0.0) ** 0.5
+        std = math.sqrt(variance)
         # Finite numbers are asked for later, by the likelihood itself.
         node = {
             "_target_": "svae.likelihoods.Gaussian",
-            "std": float(f"{std:.3g}") if 0 < std < float("inf") else 1.0,
+            "std": float(f"{std:.3g}") if 0 < std < math.inf else 1.0,
             "learn_std": True,
         }
     return node | {"_partial_": True, "mask_radius_px": mask_radius_px}
