@@ -149,6 +149,15 @@ class Gallery:
         images = self.decode(turned).unflatten(0, (len(z), count))
         return figures.rotation_figure(self.drawn(images), torch.rad2deg(theta)), images
 
+    def written_pose(self, latents: Latents) -> tuple[Tensor | None, Tensor | None]:
+        """Angles (B,) in degrees and shifts (B, 2) in pixels, where they are inferred."""
+        theta, shift = torch.rad2deg(wrap_angle(latents.theta)), latents.shift / self.pixel_size
+        priors = self.model.priors
+        return (
+            theta.cpu() if "theta" in priors else None,
+            shift.cpu() if "shift" in priors else None,
+        )
+
     def reconstructions(self, images: Tensor, latents: Latents) -> Figure:
         """Inputs, reconstructions, and the same without their pose."""
         scored = torch.zeros(self.model.image_shape[1:], dtype=torch.bool)
@@ -157,10 +166,7 @@ class Gallery:
             self.drawn(images),
             self.drawn(self.decode(latents)),
             self.drawn(self.decode(latents.without_pose())),
-            torch.rad2deg(wrap_angle(latents.theta)).cpu()
-            if "theta" in self.model.priors
-            else None,
-            (latents.shift / self.pixel_size).cpu() if "shift" in self.model.priors else None,
+            *self.written_pose(latents),
             scored=scored,
         )
 
@@ -178,10 +184,7 @@ class Gallery:
             self.drawn(images),
             self.drawn(aligned),
             self.drawn(generated),
-            torch.rad2deg(wrap_angle(latents.theta)).cpu()
-            if "theta" in self.model.priors
-            else None,
-            (latents.shift / self.pixel_size).cpu() if "shift" in self.model.priors else None,
+            *self.written_pose(latents),
             title="Images with their inferred pose removed",
             names=names,
             rows=("input", "moved back", "generated"),
