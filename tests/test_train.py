@@ -181,6 +181,10 @@ def test_evaluation_repeats_the_test_from_the_run_directory(trained, command):
     expected = {k: v for k, v in metrics_of(trained).items() if k.startswith("test/")}
     assert metrics_of(evaluated) == pytest.approx(expected, rel=1e-6)
     assert (evaluated / "figures" / "reconstructions.png").is_file()
+    assert (evaluated / "report.html").is_file()
+    log = (evaluated / "evaluate.log").read_text().splitlines()
+    assert "test/elbo" in log[-2]
+    assert str(evaluated) in log[-1]
 
 
 def test_the_bound_does_not_depend_on_the_evaluation_batch(trained, command):

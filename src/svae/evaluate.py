@@ -11,9 +11,11 @@ from svae.command import command
 from svae.errors import told_in_one_line
 from svae.files import write_metrics
 from svae.instantiate import instantiate
+from svae.report import write_report
 from svae.run import (
     build_module,
     checkpoint_path,
+    in_short,
     load_weights,
     prepared_data,
     read_config,
@@ -49,7 +51,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         write_metrics(Path(cfg.output_dir) / "metrics.json", metrics)
         for name, value in sorted(metrics.items()):
             log.info("%-40s %.6g", name, value)
-        log.info("written to: %s", cfg.output_dir)
+        write_report(cfg.output_dir)
+        log.info("%s", in_short(metrics))
+        log.info("written to: %s (open report.html)", cfg.output_dir)
     return metrics
 
 

@@ -1,6 +1,7 @@
 """Run directories: what a training leaves behind, and how a model comes back from it."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "build_module",
     "checkpoint_path",
     "images_to_encode",
+    "in_short",
     "load",
     "prepared_data",
     "read_config",
@@ -129,6 +131,25 @@ def _remedy(dataset: DictConfig, shape: tuple[int, ...], wanted: tuple[int, ...]
     if "resize" in dataset and shape[1:] != wanted[1:] and wanted[1] == wanted[2]:
         settings.append(f"dataset.resize={wanted[1]}")
     return f"; {' '.join(settings)} may help" if settings else ""
+
+
+#: What the last lines of a command tell, where it was measured.
+_SUMMARY = (
+    "val/elbo",
+    "test/elbo",
+    "test/iwae_bound",
+    "test/theta_circular_correlation",
+    "test/theta_circular_correlation_plain",
+    "test/shift_x_correlation",
+    "test/shift_y_correlation",
+    "test/clustering_accuracy",
+)
+
+
+def in_short(metrics: Mapping[str, float]) -> str:
+    """The metrics that matter most, in a line."""
+    known = [f"{name} {metrics[name]:.4g}" for name in _SUMMARY if name in metrics]
+    return ", ".join(known) or "nothing was validated or tested"
 
 
 def resolve_hardware(trainer: DictConfig, remedy: str = "trainer=cpu") -> None:

@@ -29,6 +29,7 @@ from svae.module import VAEModule
 from svae.report import write_report
 from svae.run import (
     build_module,
+    in_short,
     load_weights,
     prepared_data,
     read_config,
@@ -39,18 +40,6 @@ from svae.run import (
 __all__ = ["main", "train"]
 
 log = logging.getLogger(__name__)
-
-#: What the last lines of a run tell, where it was measured.
-SUMMARY = (
-    "val/elbo",
-    "test/elbo",
-    "test/iwae_bound",
-    "test/theta_circular_correlation",
-    "test/theta_circular_correlation_plain",
-    "test/shift_x_correlation",
-    "test/shift_y_correlation",
-    "test/clustering_accuracy",
-)
 
 
 class Job(NamedTuple):
@@ -90,8 +79,7 @@ def train(cfg: DictConfig) -> float:
             dashboard.close(status)
     if job.trainer.is_global_zero:
         write_report(cfg.output_dir)
-        known = [f"{name} {metrics[name]:.4g}" for name in SUMMARY if name in metrics]
-        log.info("%s", ", ".join(known) or "nothing was validated or tested")
+        log.info("%s", in_short(metrics))
         log.info("run directory: %s (open report.html)", cfg.output_dir)
     if interrupted:
         last = Path(cfg.output_dir, "checkpoints", "last.ckpt")
