@@ -29,13 +29,17 @@ def run_command(main: Callable[[], None], *overrides: str) -> None:
 
 
 class Interrupt(Callback):
-    """Ctrl-C in the given epoch, after the given batch."""
+    """Ctrl-C in the given epoch, after the given batch; below 0, in the test."""
 
     def __init__(self, epoch: int, batch: int) -> None:
         self.epoch, self.batch = epoch, batch
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
+            raise KeyboardInterrupt
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.epoch < 0:
             raise KeyboardInterrupt
 
 

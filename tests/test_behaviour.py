@@ -89,6 +89,14 @@ def test_ctrl_c_in_the_first_epoch_leaves_a_usable_checkpoint(tmp_path):
     assert numbers(second)["test/elbo"] < 0
 
 
+def test_ctrl_c_in_the_test_keeps_the_training(tmp_path, whole):
+    run = interrupted(tmp_path / "run", epoch=-1, batch=0)
+    assert numbers(run)["val/elbo"] == numbers(whole)["val/elbo"]
+    assert not any(name.startswith("test/") for name in numbers(run))
+    assert (run / "report.html").is_file()
+    assert (run / "figures" / "reconstructions.png").is_file()
+
+
 def latents():
     return torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2)
 

@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,15 +93,11 @@ def fit_and_test(cfg: DictConfig, job: Job) -> tuple[dict[str, float], bool]:
     """The metrics of a training and its test, and whether it was interrupted."""
     data, module, trainer, best, figures = job
     metrics: dict[str, float] = {}
-    interrupted = False
     try:
-        trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    except SystemExit:
-        # Lightning's answer to Ctrl-C, after which it ignores further ones.
-        if trainer.state.status != TrainerStatus.INTERRUPTED:
-            raise
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        interrupted = True
+        interrupted = was_interrupted(
+            trainer,
+            lambda: trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True),
+        )
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -116,12 +112,30 @@ def fit_and_test(cfg: DictConfig, job: Job) -> tuple[dict[str, float], bool]:
     if cfg.test and not interrupted:
         # Where no epoch was validated, nothing was chosen: the weights are the last.
         chosen = (best.best_model_path if best else "") or None
-        trainer.test(module, data, chosen, verbose=False, weights_only=True)
-        metrics |= numbers(trainer.callback_metrics)
-        save_metrics(cfg, metrics)
-    elif figures:
+        interrupted = was_interrupted(
+            trainer,
+            lambda: trainer.test(module, data, chosen, verbose=False, weights_only=True),
+        )
+        if not interrupted:
+            metrics |= numbers(trainer.callback_metrics)
+            save_metrics(cfg, metrics)
+            return metrics, False
+    if figures:
         figures.draw(trainer, module, "val", complete=True)
     return metrics, interrupted
+
+
+def was_interrupted(trainer: pl.Trainer, work: Callable[[], Any]) -> bool:
+    """Do some work of the trainer; whether Ctrl-C ended it."""
+    try:
+        work()
+    except SystemExit:
+        # Lightning's answer to Ctrl-C, after which it ignores further ones.
+        if trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return True
+    return False
 
 
 def prepare(cfg: DictConfig) -> Job:

@@ -38,5 +38,5 @@ class Bernoulli(Likelihood):
         if low < 0 or high > 1:
             raise ValueError(
                 f"images: a Bernoulli likelihood expects pixel values from 0 to 1, got {low:.4g} "
-                f"to {high:.4g}; scale the images or use likelihood gaussian"
+                f"to {high:.4g}; scale the images or use model/likelihood=gaussian"
             )
