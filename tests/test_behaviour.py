@@ -120,6 +120,14 @@ def test_no_run_of_the_same_kind(tmp_path):
     assert not (tmp_path / "b" / "config.yaml").exists()
 
 
+def test_a_difference_without_matter_hides_no_other():
+    old = {"dataset": {"data_dir": "a", "shift_std_px": 1.4, "eval_batch_size": 5}}
+    new = {"dataset": {"data_dir": "b", "shift_std_px": 3.0, "eval_batch_size": 6}}
+    assert svae.train.first_difference(old, new, "dataset") == "dataset.shift_std_px"
+    new["dataset"]["shift_std_px"] = 1.4
+    assert svae.train.first_difference(old, new, "dataset") is None
+
+
 def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):
     """In a process of its own, in which from the second epoch on files cannot grow."""
     run = tmp_path / "run"

@@ -16,8 +16,9 @@ import yaml
 from PIL import Image
 
 import svae.report
+from svae.curves import robust_range
 from svae.report import write_report
-from svae.report.charts import charts, nice_ticks, robust_range
+from svae.report.charts import charts, nice_ticks
 
 CONFIG = {
     "seed": 1,

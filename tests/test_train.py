@@ -119,6 +119,7 @@ def test_the_config_says_what_was_decided(trained):
     config = yaml.safe_load((trained / "config.yaml").read_text())
     assert config["model"]["image_shape"] == [1, 28, 28]
     assert config["trainer"]["accelerator"] == "cpu"
+    assert config["environment"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert config["trainer"]["precision"] in ("bf16-mixed", "32-true")
     assert "${" not in (trained / "config.yaml").read_text()
 

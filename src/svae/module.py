@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from svae.checks import at_least
@@ -22,13 +20,11 @@ from svae.noise import Noise
 from svae.posteriors import Posterior
 from svae.priors import Prior
 from svae.schedules import Schedule
+from svae.spikes import SpikeLimit
 
 __all__ = ["VAEModule"]
 
 log = logging.getLogger(__name__)
-
-# What one step contributes to the usual norm of the gradient.
-_SHARE = 0.02
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -66,15 +62,7 @@ class VAEModule(pl.LightningModule):
         self.elbo_samples = at_least("elbo_samples", elbo_samples, 1)
         self.iwae_samples = at_least("iwae_samples", iwae_samples, 0)
         self.num_labels = num_labels
-        if max_gradient_spike is not None and not max_gradient_spike > 1:
-            raise ValueError(
-                "max_gradient_spike: expected null or a number above 1, "
-                f"got {max_gradient_spike!r}"
-            )
-        self.max_gradient_spike = max_gradient_spike
-        # A buffer, so that a resumed run goes on exactly.
-        self.register_buffer("usual_log_norm", torch.tensor(float("nan")))
-        self.usual_log_norm: Tensor
+        self.spikes = None if max_gradient_spike is None else SpikeLimit(max_gradient_spike)
 
         # Where a prior trains on another term than its divergence, both are logged.
         self.replaced = [
@@ -172,26 +160,10 @@ class VAEModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's clipping where the trainer asks for it, and that of spikes.
-
-        What a usual norm is depends on the likelihood, the image size and the stage of training,
-        so that no fixed limit serves all. The usual norm is the running geometric mean, over
-        about 50 steps, of what was let through.
-        """
+        """Lightning's clipping where the trainer asks for it, and that of spikes."""
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        if self.max_gradient_spike is None:
-            return
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        # On the device throughout: a comparison in Python would wait for it.
-        norm = get_total_norm(gradients)
-        usual = torch.where(self.usual_log_norm.isnan(), norm.log(), self.usual_log_norm)
-        limit = usual.exp() * self.max_gradient_spike
-        factor = (limit / norm).clamp(max=1.0)
-        torch._foreach_mul_(gradients, factor)
-        let_through = (norm * factor).log()
-        self.usual_log_norm = torch.where(
-            let_through.isfinite(), usual + _SHARE * (let_through - usual), usual
-        )
+        if self.spikes is not None:
+            self.spikes.limit([p.grad for p in self.parameters() if p.grad is not None])
 
     def _means(self, split: str) -> MeanPerImage:
         metric = self.means[f"{split}_"]

@@ -42,6 +42,10 @@ __all__ = ["main", "train"]
 log = logging.getLogger(__name__)
 
 
+#: Settings in which a run may differ from the one that it goes on with.
+NO_MATTER = ("dataset.data_dir", "dataset.eval_batch_size")
+
+
 class Job(NamedTuple):
     """What a training consists of."""
 
@@ -249,8 +253,7 @@ def other_setting(run: Path, cfg: DictConfig) -> tuple[str, Any, Any] | None:
     old = OmegaConf.to_container(read_config(run), resolve=True)
     new = OmegaConf.to_container(cfg, resolve=True)
     for section in ("seed", "dataset", "model", "prior", "optimizer", "scheduler"):
-        name = first_difference(old, new, section)
-        if name and name not in ("dataset.data_dir", "dataset.eval_batch_size"):
+        if name := first_difference(old, new, section):
             values = [OmegaConf.select(OmegaConf.create(one), name) for one in (old, new)]
             return name, values[0], values[1]
     return None
@@ -258,6 +261,8 @@ def other_setting(run: Path, cfg: DictConfig) -> tuple[str, Any, Any] | None:
 
 def first_difference(old: Any, new: Any, where: str) -> str | None:
     """The name of the first value below `where` that two plain configs do not share."""
+    if where in NO_MATTER:
+        return None
     key = where.rpartition(".")[2]
     a, b = old.get(key), new.get(key)
     if not (isinstance(a, dict) and isinstance(b, dict)):

@@ -12,6 +12,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from svae.curves import LARGEST, LATENT_NAMES, robust_range
 from svae.figures.style import (
     LINE_COLOURS,
     SMALL_SIZE,
@@ -25,13 +26,8 @@ from svae.figures.style import (
 __all__ = ["curves_figure"]
 
 SPLITS = ("train", "val")
-LATENTS = {"kl_z": "content z", "kl_theta": "angle θ", "kl_shift": "shift"}
 # Up to here every value has a dot.
 MOST_DOTS = 40
-# Values beyond are traces of a training that blew up.
-LARGEST = 1e30
-# Part of the values that may lie outside of an axis, at either end.
-OUTSIDE = 0.1
 # In inches; headings and legends are in the room above the axes.
 LEFT, BOTTOM, WIDTH, HEIGHT, TOP = 0.75, 0.5, 3.1, 1.8, 0.5
 
@@ -93,9 +89,11 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], *, title: str | None = None
 
 def _panels(columns: Collection[str]) -> list[Panel]:
     latents = {name.partition("/")[2] for name in columns if name.startswith(_splits("kl_"))}
-    order = [name for name in LATENTS if name in latents] + sorted(latents - set(LATENTS))
+    order = [name for name in LATENT_NAMES if name in latents] + sorted(
+        latents - set(LATENT_NAMES)
+    )
     divergences = [
-        Line(f"{split}/{name}", LATENTS.get(name, name[3:]), colour, split == "val")
+        Line(f"{split}/{name}", LATENT_NAMES.get(name, name[3:]), colour, split == "val")
         for name, colour in zip(order, cycle(LINE_COLOURS), strict=False)
         for split in SPLITS
     ]
@@ -156,7 +154,7 @@ def _draw(axes: Axes, panel: Panel, epochs: np.ndarray, values: Mapping[str, np.
 
     every = np.concatenate([values[line.column] for line in panel.lines])
     every = every[np.isfinite(every)]
-    low, high = _robust_limits(every)
+    low, high = padded_limits(np.array(robust_range(every.tolist())))
     low, high = min([low, *marked]), max([high, *marked])
     axes.set(xlim=padded_limits(epochs), ylim=(low, high))
     axes.xaxis.set_major_locator(few_ticks(6, integer=True, min_n_ticks=1))
@@ -180,15 +178,6 @@ def _draw(axes: Axes, panel: Panel, epochs: np.ndarray, values: Mapping[str, np.
             borderpad=0.1,
             borderaxespad=0.2,
         )
-
-
-def _robust_limits(values: np.ndarray) -> tuple[float, float]:
-    """Limits that a few extreme values do not own: at most a tenth of all is outside."""
-    lower, upper = np.quantile(values, [0.25, 0.75])
-    reach = 3 * (upper - lower)
-    ends = np.quantile(values, [OUTSIDE, 1 - OUTSIDE], method="nearest")
-    inside = (values >= min(ends[0], lower - reach)) & (values <= max(ends[1], upper + reach))
-    return padded_limits(values[inside])
 
 
 def _number(value: Any, otherwise: float) -> float:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import TypeGuard
 
+from svae.curves import LARGEST, LATENT_NAMES, robust_range
 from svae.report.contents import Row
 
-__all__ = ["charts", "nice_ticks", "robust_range"]
+__all__ = ["charts", "nice_ticks"]
 
 # In the units of the drawing, which are about pixels.
 WIDTH, HEIGHT = 480, 270
@@ -22,15 +23,10 @@ COLOURS = 5
 MOST_POINTS = 500
 #: Up to here every point of a line has a dot.
 MOST_DOTS = 40
-#: Beyond this, a number is the trace of a training that blew up, and no axis can show it.
-LARGEST = 1e30
 #: Ends of an axis that differ by no more than this part of them are one value.
 ONE_VALUE = 1e-12
-#: Part of the values that may lie outside of the axis, at either end.
-OUTSIDE = 0.1
 
 SPLITS = {"train": "training", "val": "validation"}
-LATENTS = {"kl_z": "content z", "kl_theta": "angle θ", "kl_shift": "shift"}
 
 
 @dataclass(frozen=True)
@@ -92,10 +88,10 @@ def charts(rows: Sequence[Row]) -> list[str]:
     columns = {column for row in rows for column in row}
     latents = sorted(
         {column.partition("/")[2] for column in columns if "/kl_" in column},
-        key=lambda name: ([*LATENTS, name].index(name), name),
+        key=lambda name: ([*LATENT_NAMES, name].index(name), name),
     )
     divergences = [
-        Series(f"{split}/{name}", f"{LATENTS.get(name, name)}, {word}", i, split == "val")
+        Series(f"{split}/{name}", f"{LATENT_NAMES.get(name, name)}, {word}", i, split == "val")
         for i, name in enumerate(latents)
         for split, word in SPLITS.items()
     ]
@@ -124,21 +120,6 @@ def nice_ticks(low: float, high: float, count: int, whole: bool = False) -> list
     step = max(step, 1.0) if whole else step
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
-
-
-def robust_range(values: Sequence[float]) -> tuple[float, float]:
-    """The ends of an axis that a few extreme values, such as those of first epochs, do not own.
-
-    Values farther from the quartiles than three times the distance between them are left out, but
-    never more than a tenth at either end.
-    """
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    lower, upper = ordered[round(0.25 * last)], ordered[round(0.75 * last)]
-    reach = 3 * (upper - lower)
-    low = min(lower - reach, ordered[math.floor(OUTSIDE * last)])
-    high = max(upper + reach, ordered[math.ceil((1 - OUTSIDE) * last)])
-    return max(low, ordered[0]), min(high, ordered[-1])
 
 
 def _both(name: str) -> list[Series]:
