@@ -21,6 +21,7 @@ __all__ = [
     "bar_beside",
     "beside",
     "display_range",
+    "label_columns",
     "label_rows",
     "mosaic",
     "mosaic_axes",
@@ -253,6 +254,13 @@ def label_rows(axes: Axes, labels: Sequence[str], height: int, gap: int) -> None
     """Name the rows of a mosaic of images that are `height` pixels high."""
     centres = [(height - 1) / 2 + row * (height + gap) for row in range(len(labels))]
     axes.set_yticks(centres, labels=labels)
+
+
+def label_columns(axes: Axes, labels: Sequence[str], width: int, gap: int, begin: int = 0) -> None:
+    """Name the columns of images that are `width` pixels wide, the first at pixel `begin`."""
+    centres = [begin + (width - 1) / 2 + i * (width + gap) for i in range(len(labels))]
+    axes.set_xticks(centres, labels=labels)
+    axes.tick_params(axis="x", length=3, width=0.6, labelsize=8)
 
 
 def write_above(

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from svae.figures.mosaic import (
     Array,
     display_range,
+    label_columns,
     mosaic,
     mosaic_axes,
     tile_inches,
@@ -45,11 +46,7 @@ def rotation_figure(images: Array, theta_deg: Array, *, title: str | None = None
         bottom=0.52,
     )
     digits = 0 if bool(((angles - angles.round()).abs() < 0.05).all()) else 1
-    axes.set_xticks(
-        [i * (width + gap) + (width - 1) / 2 for i in range(columns)],
-        labels=[f"{decimal(angle, digits)}°" for angle in angles.tolist()],
-    )
+    label_columns(axes, [f"{decimal(a, digits)}°" for a in angles.tolist()], width, gap)
     axes.set_yticks([])
-    axes.tick_params(length=3, width=0.6, labelsize=8)
     axes.set_xlabel("angle θ, counter-clockwise", labelpad=3)
     return figure

@@ -11,6 +11,7 @@ from svae.figures.mosaic import (
     Array,
     beside,
     display_range,
+    label_columns,
     mosaic,
     mosaic_axes,
     tile_inches,
@@ -113,11 +114,7 @@ def interpolation_figure(
     axes.set_yticks([])
     centre, begin = (width - 1) / 2, width + wide
     fractions = torch.linspace(0, 1, steps).tolist()
-    axes.set_xticks(
-        [begin + i * (width + gap) + centre for i in range(steps)],
-        labels=[decimal(fraction, 2) for fraction in fractions],
-    )
-    axes.tick_params(length=3, width=0.6, labelsize=8)
+    label_columns(axes, [decimal(f, 2) for f in fractions], width, gap, begin)
     middle = begin + (parts[1].shape[1] - 1) / 2
     axes.set_xlabel("position on the way from start to end in z", labelpad=3)
     centres = [centre, middle, picture.shape[1] - 1 - centre]

@@ -11,6 +11,7 @@ from svae.checks import at_least, positive
 from svae.figures.mosaic import (
     Array,
     display_range,
+    label_columns,
     label_rows,
     mosaic,
     mosaic_axes,
@@ -101,10 +102,6 @@ def traversal_figure(
     )
     label_rows(axes, [f"$z_{{{dim}}}$" for dim in dims], height, gap)
     axes.tick_params(axis="y", labelsize=11)
-    axes.set_xticks(
-        [i * (width + gap) + (width - 1) / 2 for i in range(steps)],
-        labels=[decimal(value[i].item(), 2) for i in range(steps)],
-    )
-    axes.tick_params(axis="x", length=3, width=0.6, labelsize=8)
+    label_columns(axes, [decimal(v, 2) for v in value.tolist()], width, gap)
     axes.set_xlabel("value, the others fixed", labelpad=3)
     return figure
