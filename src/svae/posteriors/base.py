@@ -30,6 +30,12 @@ class Posterior(Protocol):
     def uncertainty(self) -> Latents:
         """The standard deviation of every latent (B, ...): zero where nothing is inferred."""
 
+    def representation(self) -> Tensor:
+        """Mean and standard deviation of z at the mode, side by side, with shape (B, 2 z_dim).
+
+        What TARGET-VAE clusters images by.
+        """
+
     def kl(self, priors: Mapping[str, Prior]) -> dict[str, Tensor]:
         """The divergence from the prior by variable, in nats, each with shape (B,)."""
 

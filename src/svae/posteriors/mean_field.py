@@ -66,6 +66,9 @@ class MeanFieldPosterior:
         along = [(weights * v).sum(-1) for v in (variance, variance.flip(-1))]
         return Latents(std.z, std.theta, torch.stack(along, -1).sqrt())
 
+    def representation(self) -> Tensor:
+        return torch.cat((self.factors["z"].mode, self.factors["z"].stddev), dim=-1)
+
     def kl(self, priors: Mapping[str, Prior]) -> dict[str, Tensor]:
         # The prior of the shift has no preferred direction, so that its frame does not matter.
         return {name: priors[name].kl(q) for name, q in self.factors.items()}
