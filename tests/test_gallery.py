@@ -1,6 +1,8 @@
 """What is handed to the figures; the figures themselves are tested in `tests/figures`."""
 
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +12,10 @@ from torch.testing import assert_close
 from svae import figures
 from svae.gallery import Gallery, couples, spread
 from svae.generators import PixelMLP
-from svae.geometry import remove_pose
-from svae.inferred import infer_batch
+from svae.geometry import remove_pose, transform_image
+from svae.inferred import Inferred, infer_batch
 from svae.latents import Latents
+from svae.lattice import Lattice
 from svae.likelihoods import Bernoulli, Gaussian
 from svae.priors import Gaussian as GaussianPrior
 from svae.priors import GaussianAngle, GaussianShift
@@ -64,7 +67,7 @@ def drawn_by(gallery, batch):
 def test_every_figure_of_every_kind_of_image(make_model, tmp_path, shape, z_dim):
     model = make_model(shape, z_dim).eval()
     drawn = drawn_by(Gallery(model, 3, 4, 3), batch_of(model))
-    expected = {"reconstructions", "pose_histogram", "worst", "pose_removed"}
+    expected = {"reconstructions", "pose_histogram", "found_pose", "worst", "pose_removed"}
     if z_dim:
         expected |= {"latents", "samples", "interpolations", "rotations"}
         expected |= {"manifold"} if z_dim < 3 else {"traversals"}
@@ -197,6 +200,134 @@ def test_a_model_without_pose_has_no_figure_of_it(make_model, shown):
     names = [name for name, _ in gallery.of_images(batch["image"], found, found)]
     assert names == ["reconstructions", "latents"]
     assert shown["reconstruction_figure"][0][3:] == (None, None)
+
+
+def turned(count=60, offset=0.7, **more):
+    """What a perfect model infers whose object is turned against the true one."""
+    true, shift = torch.rand(count) * 6 - 3, torch.randn(count, 2)
+    latents = Latents(torch.zeros(count, 2), true + offset, shift)
+    index = torch.arange(count)
+    return Inferred(index, latents, torch.zeros(count), theta=true, shift=shift, **more)
+
+
+def test_true_angles_are_turned_as_the_model_turns_all(make_model, shown):
+    gallery = Gallery(make_model().eval())
+    everyone = turned()
+    some = everyone[:6]
+    some.latents.theta[0] += torch.pi  # one that is upside down does not move the others
+    images = torch.rand(6, 1, 9, 9)
+    gallery.found_pose(images, some, everyone)
+    (drawn, pose, true_pose), options = shown["found_pose_figure"]
+    assert_close(drawn, images)
+    assert_close(pose, (some.latents.theta, some.latents.shift))
+    error = (some.latents.theta - true_pose[0] + 3) % (2 * torch.pi) - 3
+    assert_close(error, torch.tensor([torch.pi, 0, 0, 0, 0, 0]).double(), atol=1e-5, rtol=0)
+    assert_close(true_pose[1], some.shift)
+    assert options["pixel_size"] == pytest.approx(2 / 8)
+
+
+def test_true_angles_are_the_nearest_at_which_an_object_looks_the_same(make_model):
+    """Squares, ellipses and others, each kind with an offset of its own."""
+    symmetry = torch.tensor([1, 2, 4]).repeat(20)
+    everyone = turned(offset=torch.tensor([0.7, -0.4, 0.2]).repeat(20), symmetry=symmetry)
+    turns = torch.randint(0, 4, (60,)) % symmetry
+    everyone.latents.theta.add_(turns * 2 * torch.pi / symmetry)
+    theta, _ = Gallery(make_model().eval()).true_pose(everyone[:9], everyone)
+    assert_close(theta.float(), everyone.latents.theta[:9], atol=1e-5, rtol=0)
+    # Of a kind that nobody else is of, the offset is found from the images themselves.
+    lonely = replace(everyone[:9], symmetry=torch.full((9,), 3))
+    lonely.latents.theta.copy_(lonely.theta + 0.1)
+    theta, _ = Gallery(make_model().eval()).true_pose(lonely, everyone)
+    assert_close(theta.float(), lonely.latents.theta, atol=1e-5, rtol=0)
+
+
+def test_a_truth_is_drawn_of_what_is_inferred_alone(make_model):
+    everyone = turned(6)
+    no_angle = Gallery(make_model(infer_theta=False).eval())
+    assert no_angle.true_pose(everyone, everyone)[0] is None
+    assert_close(no_angle.true_pose(everyone, everyone)[1], everyone.shift)
+    no_shift = Gallery(make_model(infer_shift=False).eval())
+    assert no_shift.inferred_pose(everyone)[1] is no_shift.true_pose(everyone, everyone)[1] is None
+    unknown = replace(everyone, theta=None, shift=None)
+    assert Gallery(make_model().eval()).true_pose(unknown, unknown) == (None, None)
+
+
+def test_attention_is_that_of_a_posterior_with_a_lattice(make_model, shown, monkeypatch):
+    model = make_model().eval()
+    gallery = Gallery(model)
+    batch = batch_of(model, 12, theta=torch.zeros(12))
+    found, _ = infer_batch(model, batch)
+    assert gallery.attention(batch["image"], found, found) is None
+    lattice = Lattice.centred(8, (5, 5), 0.25)
+
+    upside_down = Latents(*(getattr(found.latents, n) + torch.pi for n in ("z", "theta", "shift")))
+
+    def infer(image, candidates):
+        assert candidates == 1
+        # Weights that tell which image they are of.
+        weights = image.mean((1, 2, 3)).reshape(-1, 1, 1).expand(-1, 25, 8)
+        return SimpleNamespace(lattice=lattice, weights=weights, mode=lambda: upside_down[:8])
+
+    monkeypatch.setattr(model, "infer", infer)
+    names = [name for name, _ in gallery.of_images(batch["image"], found, found)]
+    assert names == ["reconstructions", "latents", "pose", "found_pose", "attention"]
+    (images, weights, used, pose, true_pose), options = shown["attention_figure"]
+    assert_close(images, batch["image"][:8])
+    assert_close(weights[:, 0, 0], batch["image"][:8].mean((1, 2, 3)))
+    assert used is lattice
+    # That of this posterior, which may not be the one that was kept of several candidates.
+    assert_close(pose, (upside_down.theta[:8], upside_down.shift[:8]))
+    assert len(true_pose[0]) == 8
+    assert options["pixel_size"] == pytest.approx(2 / 8)
+
+    lattice = Lattice.centred(1, (1, 1), 0.25)
+    assert gallery.attention(batch["image"], found, found) is None
+
+
+def test_clusters_are_averaged_without_their_pose(make_model, shown):
+    """Of 500 images of one object in two clusters, at most 200 of each are read."""
+    count = 500
+    everyone = turned(count, offset=0.0, label=torch.arange(count) % 2)
+    everyone.latents.shift.mul_(0.1)
+    everyone = replace(everyone, index=everyone.index + 1000)
+    clusters = 1 - everyone.label
+    clusters[-100:] = 0
+    upright = torch.zeros(1, 5, 21, 21)
+    upright[..., 6:15, 9:12] = 1
+    asked = []
+
+    def images_of(index):
+        asked.append(index)
+        latents = everyone.latents[index - 1000]
+        return transform_image(
+            upright.expand(len(index), -1, -1, -1), latents.theta, latents.shift
+        )
+
+    gallery = Gallery(make_model((5, 21, 21)).eval())
+    gallery.aligned(images_of, everyone, clusters, ["even", "odd"])
+    (found, means, members, names), _ = shown["aligned_figure"]
+    assert [(one.number, one.label, one.size) for one in found] == [(1, 0, 200), (0, 1, 300)]
+    assert [len(index) for index in asked] == [200, 200]
+    for cluster, index in zip(found, asked, strict=True):
+        assert (clusters[index - 1000] == cluster.number).all()
+        assert len(index.unique()) == 200
+    # Turned twice, the object is blurred, but where it was.
+    assert means.shape == (2, 1, 21, 21)
+    assert [len(images) for images in members] == [10, 10]
+    for image in (*means, *members[0]):
+        assert (image[0] - upright[0, 0]).abs().mean() < 0.05
+        assert image[0, 7:14, 10].min() > 0.8
+    assert names == ["even", "odd"]
+
+    gallery.confusion(everyone, clusters, ["even", "odd"])
+    assert_close(shown["confusion_figure"][0][:2], (everyone.label, clusters))
+
+
+def test_of_many_clusters_twenty_are_drawn(make_model, shown):
+    everyone = turned(60, label=torch.arange(60) % 30)
+    gallery = Gallery(make_model().eval())
+    gallery.aligned(lambda index: torch.rand(len(index), 1, 9, 9), everyone, everyone.label)
+    assert len(shown["aligned_figure"][0][0]) == 20
 
 
 def test_latents_that_are_not_finite_leave_the_reconstructions(make_model):

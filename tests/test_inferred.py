@@ -12,6 +12,7 @@ def batch():
         "index": torch.tensor([5, 3, 8, 0, 1, 2]),
         "label": torch.arange(6),
         "shift": torch.randn(6, 2),
+        "symmetry": torch.tensor([1, 2, 4, 1, 2, 4]),
     }
 
 
@@ -28,6 +29,14 @@ def test_a_batch_is_inferred_at_the_mode(make_model, batch):
     assert found.index.tolist() == batch["index"].tolist()
     assert_close(found.shift, batch["shift"])
     assert found.theta is None
+    assert found.symmetry.tolist() == [1, 2, 4, 1, 2, 4]
+
+
+def test_the_representation_is_mean_and_deviation_at_the_mode(make_model, batch):
+    found, std = infer_batch(make_model(z_dim=3).eval(), batch)
+    assert found.representation.shape == (6, 6)
+    assert_close(found.representation[:, :3], found.latents.z)
+    assert_close(found.representation[:, 3:], std.z)
 
 
 def test_tensors_give_back_what_was_inferred(make_model, batch):
@@ -39,6 +48,42 @@ def test_tensors_give_back_what_was_inferred(make_model, batch):
     assert again.theta is None
 
 
+@pytest.mark.parametrize("infers_theta", [True, False])
+@pytest.mark.parametrize("upright", [True, False])
+def test_names_are_those_of_what_is_collected(make_model, batch, infers_theta, upright):
+    more = {"untransformed": torch.rand(6, 1, 9, 9)} if upright else {}
+    theta = torch.randn(6) if infers_theta and upright else None
+    found, _ = infer_batch(make_model().eval(), batch)
+    assert found.representation is not None
+    collected = Inferred.from_batch(
+        batch | more, found.latents, found.log_likelihood, found.representation, theta
+    )
+    assert sorted(collected.tensors()) == sorted(Inferred.names_in(batch | more, infers_theta))
+    again = Inferred.from_tensors(collected.tensors())
+    assert_close(again.tensors(), collected.tensors())
+    assert (again.reference_theta is None) == (theta is None)
+
+
+def test_what_is_not_there_stays_away(make_model, batch):
+    found, _ = infer_batch(make_model().eval(), batch)
+    bare = Inferred(found.index, found.latents, found.log_likelihood)[:2]
+    assert len(bare) == 2
+    assert bare.representation is None
+    assert bare.reference_theta is None
+    assert bare.symmetry is None
+    assert bare.isfinite()
+
+
+@pytest.mark.parametrize("name", ["inferred_z", "representation", "reference_theta"])
+def test_a_number_that_is_not_finite_is_seen(make_model, batch, name):
+    found, _ = infer_batch(make_model().eval(), batch)
+    named = found.tensors() | {"reference_theta": torch.zeros(6)}
+    assert Inferred.from_tensors(named).isfinite()
+    spoilt = named[name].clone()
+    spoilt[(3,) + (0,) * (spoilt.ndim - 1)] = torch.nan
+    assert not Inferred.from_tensors(named | {name: spoilt}).isfinite()
+
+
 def test_rows_keep_together_what_belongs_together(make_model, batch):
     found, _ = infer_batch(make_model().eval(), batch)
     rows = torch.tensor([4, 0])
@@ -47,4 +92,6 @@ def test_rows_keep_together_what_belongs_together(make_model, batch):
     assert some.index.tolist() == [1, 5]
     assert_close(some.latents.z, found.latents.z[rows])
     assert_close(some.log_likelihood, found.log_likelihood[rows])
+    assert_close(some.representation, found.representation[rows])
+    assert some.symmetry.tolist() == [2, 1]
     assert len(found[:3]) == 3

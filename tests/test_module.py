@@ -2,22 +2,53 @@ import logging
 
 import pytest
 import torch
+from torch.testing import assert_close
 
+from svae.geometry import pixel_size
 from svae.inferred import Inferred
-from svae.metrics import PerImage
+from svae.metrics import PerImage, cluster, clustering_metrics, pose_metrics
 from svae.module import VAEModule
+
+
+def module_of(model, batch, **options):
+    """A module about to be tested on batches like this one, without a trainer."""
+    module = VAEModule(model, torch.optim.Adam, lambda optimizer, steps: {}, **options)
+    module.per_image = PerImage(Inferred.names_in(batch, "theta" in model.priors))
+    return module.eval()
+
+
+def end_test(module, monkeypatch):
+    """The metrics that the end of a test logs, beside the bound."""
+    logged = {}
+    monkeypatch.setattr(module, "_log_means", lambda split: None)
+    monkeypatch.setattr(module, "log_dict", logged.update)
+    module.on_test_epoch_end()
+    return logged
+
+
+@pytest.fixture
+def batch():
+    return {
+        "image": torch.rand(40, 1, 9, 9),
+        "untransformed": torch.rand(40, 1, 9, 9),
+        "index": torch.arange(40),
+        "label": torch.arange(40) % 3,
+        "theta": torch.rand(40) * 6,
+        "shift": torch.randn(40, 2) / 10,
+        "symmetry": torch.arange(40) % 2 + 1,
+    }
 
 
 def test_latents_that_are_not_finite_do_not_cost_the_other_results(
     make_model, monkeypatch, caplog
 ):
-    module = VAEModule(make_model(), torch.optim.Adam, lambda optimizer, steps: {})
-    module.per_image = PerImage(Inferred.names_in({"theta": torch.zeros(3)}))
+    module = module_of(make_model(), {"theta": torch.zeros(3)})
     values = {
         "inferred_z": torch.zeros(3, 2),
         "inferred_theta": torch.tensor([0.0, float("nan"), 1.0]),
         "inferred_shift": torch.zeros(3, 2),
         "log_likelihood": torch.zeros(3),
+        "representation": torch.zeros(3, 4),
         "theta": torch.zeros(3),
     }
     module.per_image.update(index=torch.arange(3), **values)
@@ -28,3 +59,66 @@ def test_latents_that_are_not_finite_do_not_cost_the_other_results(
         module.on_test_epoch_end()
     assert logged == ["test"]
     assert "not finite" in caplog.text
+
+
+def test_a_test_gives_the_metrics_of_what_was_inferred(make_model, batch, monkeypatch):
+    """Of two batches, with the angles of the same objects upright, and symmetry."""
+    model = make_model()
+    module = module_of(model, batch, num_labels=3, iwae_samples=0, seed=4)
+    with torch.no_grad():
+        for rows in (slice(15), slice(15, None)):
+            module.test_step({name: tensor[rows] for name, tensor in batch.items()}, 0)
+        q, upright = model.infer(batch["image"]), model.infer(batch["untransformed"])
+    metrics = end_test(module, monkeypatch)
+
+    mode, reference = q.mode(), upright.mode().theta
+    assert_close(module.inferred.reference_theta, reference)
+    assert_close(module.inferred.representation, q.representation())
+    clusters = cluster(q.representation(), mode.z, 3, seed=4)
+    assert all(torch.equal(module.clusters[suffix], clusters[suffix]) for suffix in clusters)
+    pose = pose_metrics(
+        *(mode.theta, mode.shift, batch["theta"], batch["shift"], pixel_size(9, 9)),
+        *(batch["symmetry"], reference),
+    )
+    expected = pose | clustering_metrics(clusters, batch["label"])
+    assert metrics == pytest.approx({f"test/{name}": v for name, v in expected.items()}, abs=1e-5)
+
+
+def test_clusters_are_made_before_the_labels_are_seen(make_model, batch, monkeypatch):
+    found = []
+    model = make_model()
+    for label in (batch["label"], batch["index"] // 14):
+        module = module_of(model, batch, num_labels=3, iwae_samples=0)
+        with torch.no_grad():
+            module.test_step(batch | {"label": label}, 0)
+        found.append((end_test(module, monkeypatch), module.clusters))
+    assert found[0][0] != found[1][0]
+    assert found[0][1].keys() == {"", "_ward", "_gmm"}
+    for suffix, numbers in found[0][1].items():
+        assert torch.equal(numbers, found[1][1][suffix])
+
+
+@pytest.mark.parametrize("missing", ["label", "num_labels", "images", "pair", "z"])
+def test_without_enough_to_compare_there_are_no_clusters(make_model, batch, monkeypatch, missing):
+    labels = {"num_labels": 0, "pair": 1}.get(missing, 3)
+    count = {"images": 2, "pair": 1}.get(missing, 40)
+    batch = {name: tensor[:count] for name, tensor in batch.items() if name != missing}
+    model = make_model(z_dim=0) if missing == "z" else make_model()
+    module = module_of(model, batch, num_labels=labels, iwae_samples=0)
+    with torch.no_grad():
+        module.test_step(batch, 0)
+    metrics = end_test(module, monkeypatch)
+    assert module.clusters is None
+    assert "test/theta_relative_error_deg" in metrics
+    assert not any("clustering" in name for name in metrics)
+
+
+def test_a_model_without_angles_infers_none_upright(make_model, batch, monkeypatch):
+    model = make_model(infer_theta=False)
+    module = module_of(model, batch, iwae_samples=0)
+    with torch.no_grad():
+        module.test_step(batch, 0)
+    metrics = end_test(module, monkeypatch)
+    assert module.inferred.reference_theta is None
+    assert not any("theta" in name for name in metrics)
+    assert "test/shift_rmse_px" in metrics

@@ -21,11 +21,14 @@ class ELBO:
         log_likelihood: The expected log-likelihood, with shape (B,).
         kl: The divergence of every latent variable, each with shape (B,).
         optimised_kl: The terms that stand in for `kl` in the objective, each with shape (B,).
+        is_bound: Whether `value` estimates a bound: not where training averages over poses before
+            it decodes.
     """
 
     log_likelihood: Tensor
     kl: dict[str, Tensor]
     optimised_kl: dict[str, Tensor]
+    is_bound: bool = True
 
     @property
     def value(self) -> Tensor:

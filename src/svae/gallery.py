@@ -1,6 +1,8 @@
 """What is drawn of a trained model: its parts decoded and handed to the figures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -11,6 +13,7 @@ from svae.checks import at_least
 from svae.geometry import pixel_size, remove_pose, wrap_angle
 from svae.inferred import Inferred
 from svae.latents import Latents
+from svae.metrics import angle_offset
 from svae.model import SpatialVAE
 from svae.noise import Noise
 
@@ -20,6 +23,8 @@ __all__ = ["Gallery", "couples", "spread"]
 TRAVERSED = 16
 # Rows of interpolations and of turned objects.
 PAIRS, TURNED = 4, 4
+# Of aligned clusters: rows, images in a row, and images that a mean is taken of.
+CLUSTERS, MEMBERS, AVERAGED = 20, 10, 200
 
 
 class Gallery:
@@ -79,7 +84,10 @@ class Gallery:
         everyone: Inferred,
         label_names: Sequence[str] | None = None,
     ) -> Iterator[tuple[str, Figure]]:
-        """What was inferred: `reconstructions`, `latents`, and `pose` or `pose_histogram`.
+        """What was inferred: `reconstructions`, `latents`, and what there is of the pose.
+
+        That is `pose` or `pose_histogram`, `found_pose`, and `attention` of a posterior that has
+        a lattice.
 
         Arguments:
             images: Some images, with shape (n, C, H, W).
@@ -93,8 +101,12 @@ class Gallery:
         if self.model.z_dim and len(everyone) > 1:
             z, label = everyone.latents.z, everyone.label
             yield "latents", figures.latent_figure(z, label, label_names)
-        if (pose := self.pose(everyone)) is not None:
-            yield pose
+        if (pose := self.pose(everyone)) is None:
+            return
+        yield pose
+        yield "found_pose", self.found_pose(images, inferred, everyone)
+        if (attention := self.attention(images, inferred, everyone)) is not None:
+            yield "attention", attention
 
     def manifold(self) -> tuple[Figure, Tensor, Tensor]:
         """The plane of two components of z, or the line of one: the figure, z and the images."""
@@ -200,11 +212,41 @@ class Gallery:
             names,
         )
 
+    def inferred_pose(self, inferred: Inferred) -> figures.Pose:
+        """Angles and shifts, where they are inferred."""
+        latents, priors = inferred.latents, self.model.priors
+        return (
+            latents.theta if "theta" in priors else None,
+            latents.shift if "shift" in priors else None,
+        )
+
+    def true_pose(self, inferred: Inferred, everyone: Inferred) -> figures.Pose:
+        """What `inferred_pose` had to be, where that is known.
+
+        True angles are turned by `angle_offset`, which is found for each order of symmetry by
+        itself; of the angles at which an object looks the same, it is the nearest one.
+
+        Arguments:
+            inferred: Of some images.
+            everyone: Of those from which the offset is found.
+        """
+        theta, shift = self.inferred_pose(inferred)
+        true_shift = None if shift is None else inferred.shift
+        if theta is None or inferred.theta is None:
+            return None, true_shift
+        orders = _orders(inferred)
+        true = torch.empty_like(_angles(inferred)[1])
+        for order in orders.unique():
+            # A test cut short may lack what is shown.
+            some = everyone if (_orders(everyone) == order).any() else inferred
+            offset = angle_offset(*(order * a[_orders(some) == order] for a in _angles(some)))
+            a, b = (order * angle[orders == order] for angle in _angles(inferred))
+            true[orders == order] = (a - wrap_angle(a - b - offset)) / order
+        return true, true_shift
+
     def pose(self, inferred: Inferred) -> tuple[str, Figure] | None:
         """`pose` against the truth where it is known, else its `pose_histogram`."""
-        latents, priors = inferred.latents, self.model.priors
-        theta = latents.theta if "theta" in priors else None
-        shift = latents.shift if "shift" in priors else None
+        theta, shift = self.inferred_pose(inferred)
         pairs = ((theta, inferred.theta), (shift, inferred.shift))
         if any(a is not None and b is not None for a, b in pairs):
             return "pose", figures.pose_figure(
@@ -213,6 +255,81 @@ class Gallery:
         if theta is None and shift is None:
             return None
         return "pose_histogram", figures.pose_histogram_figure(theta, shift, self.pixel_size)
+
+    def found_pose(self, images: Tensor, inferred: Inferred, everyone: Inferred) -> Figure:
+        """The inferred pose drawn onto images; arguments as in `of_images`."""
+        return figures.found_pose_figure(
+            self.drawn(images),
+            self.inferred_pose(inferred),
+            self.true_pose(inferred, everyone),
+            pixel_size=self.pixel_size,
+        )
+
+    @torch.no_grad()
+    def attention(self, images: Tensor, inferred: Inferred, everyone: Inferred) -> Figure | None:
+        """Attention beside images, if the posterior has a lattice; arguments as in `of_images`."""
+        some = slice(figures.MOST_ATTENTION)
+        images, inferred = images[some], inferred[some]
+        # Of the image as it is: `pose_candidates` may have looked at turns of it, lattice and all.
+        q: Any = self.model.infer(images.to(self.model.grid), candidates=1)
+        lattice = getattr(q, "lattice", None)
+        if lattice is None or len(lattice) < 2:
+            return None
+        inferred = replace(inferred, latents=q.mode().map(Tensor.cpu))
+        return figures.attention_figure(
+            self.drawn(images),
+            q.weights,
+            lattice,
+            self.inferred_pose(inferred),
+            self.true_pose(inferred, everyone),
+            pixel_size=self.pixel_size,
+        )
+
+    def aligned(
+        self,
+        images_of: Callable[[Tensor], Tensor],
+        inferred: Inferred,
+        clusters: Tensor,
+        label_names: Sequence[str] | None = None,
+    ) -> Figure:
+        """Up to 20 clusters: the mean of at most 200 images without pose, and some of those.
+
+        Arguments:
+            images_of: From indices (B,) to images (B, C, H, W), for one cluster at a time.
+            inferred: Of N images.
+            clusters: Their clusters, with shape (N,).
+            label_names: The names of the labels.
+        """
+        found = figures.clusters_of(clusters, inferred.label)[:CLUSTERS]
+        means, members = [], []
+        for cluster in found:
+            rows = spread((clusters == cluster.number).nonzero().squeeze(1), AVERAGED)
+            own = inferred[rows.to(inferred.index.device)]
+            latents = own.latents.map(Tensor.cpu)
+            images = self.drawn(images_of(own.index.cpu()))
+            upright = remove_pose(images, latents.theta, latents.shift)
+            means.append(upright.mean(0))
+            members.append(spread(upright, MEMBERS))
+        return figures.aligned_figure(found, torch.stack(means), members, label_names)
+
+    def confusion(
+        self, inferred: Inferred, clusters: Tensor, label_names: Sequence[str] | None = None
+    ) -> Figure:
+        """Labels against clusters (N,) of the images."""
+        assert inferred.label is not None
+        return figures.confusion_figure(inferred.label, clusters, label_names)
+
+
+def _orders(inferred: Inferred) -> Tensor:
+    """The order of each object's symmetry, with shape (B,)."""
+    known = inferred.symmetry
+    return torch.ones(len(inferred), dtype=torch.int64) if known is None else known.cpu()
+
+
+def _angles(inferred: Inferred) -> tuple[Tensor, Tensor]:
+    """Inferred and true angles in float64, each with shape (B,)."""
+    assert inferred.theta is not None
+    return inferred.latents.theta.cpu().double(), inferred.theta.cpu().double()
 
 
 def spread(rows: Tensor, count: int) -> Tensor:

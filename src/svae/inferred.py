@@ -13,7 +13,8 @@ from svae.model import SpatialVAE
 
 __all__ = ["Inferred", "infer_batch"]
 
-_TRUTH = ("label", "theta", "shift")
+_TRUTH = ("label", "theta", "shift", "symmetry")
+_MORE = ("representation", "reference_theta")
 _PREFIX = "inferred_"
 
 
@@ -28,6 +29,11 @@ class Inferred:
         label: With shape (B,).
         theta: The true angle in radians, with shape (B,).
         shift: The true centre in grid units, with shape (B, 2).
+        symmetry: The order of the object's rotational symmetry (1 none, 2 an ellipse, 4 a
+            square), with shape (B,).
+        representation: Mean and standard deviation of z at the mode, with shape (B, 2 z_dim).
+        reference_theta: The angle inferred from the same object upright and centred, in radians,
+            with shape (B,).
     """
 
     index: Tensor
@@ -36,6 +42,9 @@ class Inferred:
     label: Tensor | None = None
     theta: Tensor | None = None
     shift: Tensor | None = None
+    symmetry: Tensor | None = None
+    representation: Tensor | None = None
+    reference_theta: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -44,31 +53,58 @@ class Inferred:
         return Inferred.from_tensors({name: t[rows] for name, t in self.tensors().items()})
 
     @staticmethod
-    def names_in(batch: Mapping[str, Tensor]) -> list[str]:
-        """The names of `tensors` for batches with the keys of this one."""
-        inferred = [f"{_PREFIX}{name}" for name in ("z", "theta", "shift")]
-        return ["index", *inferred, "log_likelihood", *(n for n in _TRUTH if n in batch)]
+    def names_in(batch: Mapping[str, Tensor], infers_theta: bool = True) -> list[str]:
+        """The names of `tensors` for batches with the keys of this one, all of it inferred.
+
+        Arguments:
+            batch: Of whatever is known. Where it has `untransformed`, the same objects upright
+                and centred, there is an angle inferred from those.
+            infers_theta: Whether the model infers angles.
+        """
+        names = [f"{_PREFIX}{name}" for name in ("z", "theta", "shift")]
+        names += ["index", "log_likelihood", "representation"]
+        names += ["reference_theta"] * (infers_theta and "untransformed" in batch)
+        return [*names, *(name for name in _TRUTH if name in batch)]
 
     @staticmethod
     def from_batch(
-        batch: Mapping[str, Tensor], latents: Latents, log_likelihood: Tensor
+        batch: Mapping[str, Tensor],
+        latents: Latents,
+        log_likelihood: Tensor,
+        representation: Tensor | None = None,
+        reference_theta: Tensor | None = None,
     ) -> Inferred:
         """What a batch says of its images, with what was inferred from them."""
         truth = {name: batch[name] for name in _TRUTH if name in batch}
-        return Inferred(batch["index"], latents, log_likelihood, **truth)
+        return Inferred(
+            batch["index"],
+            latents,
+            log_likelihood,
+            representation=representation,
+            reference_theta=reference_theta,
+            **truth,
+        )
+
+    def isfinite(self) -> bool:
+        """Whether every number of the poses and the content is finite."""
+        more = (getattr(self, name) for name in _MORE)
+        return self.latents.isfinite() and all(
+            bool(value.isfinite().all()) for value in more if value is not None
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it as named tensors with shape (B, ...)."""
         named = {"index": self.index, "log_likelihood": self.log_likelihood}
         named |= {f"{_PREFIX}{k}": getattr(self.latents, k) for k in ("z", "theta", "shift")}
-        known = {name: getattr(self, name) for name in _TRUTH}
+        known = {name: getattr(self, name) for name in (*_TRUTH, *_MORE)}
         return named | {name: value for name, value in known.items() if value is not None}
 
     @staticmethod
     def from_tensors(named: Mapping[str, Tensor]) -> Inferred:
         """From what `tensors` gave."""
         latents = Latents(*(named[f"{_PREFIX}{name}"] for name in ("z", "theta", "shift")))
-        return Inferred.from_batch(named, latents, named["log_likelihood"])
+        more = {name: named.get(name) for name in _MORE}
+        return Inferred.from_batch(named, latents, named["log_likelihood"], **more)
 
 
 @torch.no_grad()
@@ -80,11 +116,14 @@ def infer_batch(model: SpatialVAE, batch: Mapping[str, Tensor]) -> tuple[Inferre
         batch: `image` (B, C, H, W), `index` (B,) and what else is known; on any device.
 
     Returns:
-        The mode with the log-likelihood there, and the standard deviations; both on the CPU.
+        The mode with the log-likelihood there, and the standard deviations; both on the CPU. The
+        same objects upright, which a batch may have, are not looked at.
     """
     image = batch["image"].to(model.grid)
     q = model.infer(image)
     mode, std = q.mode(), q.uncertainty()
     log_likelihood = model.log_likelihood(image, mode[None]).squeeze(0)
-    found = Inferred.from_batch(batch, mode.map(Tensor.cpu), log_likelihood.cpu())
+    found = Inferred.from_batch(
+        batch, mode.map(Tensor.cpu), log_likelihood.cpu(), q.representation().cpu()
+    )
     return found, std.map(Tensor.cpu)

@@ -21,7 +21,7 @@ from svae.geometry import pixel_grid, rotate_image, to_object_frame
 from svae.latents import Latents
 from svae.likelihoods import Likelihood
 from svae.noise import Noise
-from svae.posteriors import Posterior
+from svae.posteriors import Posterior, PosteriorHead
 from svae.priors import Prior
 
 __all__ = ["SpatialVAE"]
@@ -39,7 +39,8 @@ class SpatialVAE(nn.Module):
         z_dim: The length of the content; may be 0.
         prior: The prior of each latent variable, named `z`, `theta` and `shift`.
         encoder: From `image_shape` to a network with `out_features`.
-        posterior: From `in_features` and `priors` to a network from features to a `Posterior`.
+        posterior: From `in_features`, `priors` and the encoder's `lattice` (None where it has
+            none) to a `PosteriorHead`.
         generator: From `image_shape`, `z_dim` and `out_features` to a network from coordinates
             and content to pixel parameters.
         likelihood: From `image_shape` to a `Likelihood`.
@@ -52,6 +53,7 @@ class SpatialVAE(nn.Module):
         z_delay_epochs: For how many epochs training holds z at zero (section 4.3).
         pose_candidates: In how many turns each image is shown to the encoder outside of training;
             the posterior with the best bound is kept. More than one mends poses half a turn off.
+        group_order: The number of rotations of a group-equivariant encoder; null for another.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class SpatialVAE(nn.Module):
         z_dim: int,
         prior: Mapping[str, Prior],
         encoder: Callable[..., nn.Module],
-        posterior: Callable[..., nn.Module],
+        posterior: Callable[..., PosteriorHead],
         generator: Callable[..., nn.Module],
         likelihood: Callable[..., Likelihood],
         infer_theta: bool = True,
@@ -70,6 +72,7 @@ class SpatialVAE(nn.Module):
         augment_rotation: bool = False,
         z_delay_epochs: int = 0,
         pose_candidates: int = 1,
+        group_order: int | None = None,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape_of(image_shape)
@@ -87,7 +90,16 @@ class SpatialVAE(nn.Module):
         self._priors = nn.ModuleDict({name: prior[name] for name in wanted})
         self.likelihood = likelihood(image_shape=self.image_shape)
         self.encoder = encoder(image_shape=self.image_shape)
-        self.posterior = posterior(in_features=self.encoder.out_features, priors=self.priors)
+        found = getattr(self.encoder, "group_order", None)
+        if group_order not in (None, found):
+            raise ValueError(
+                f"group_order: expected that of the encoder, {found or 'null'}, got {group_order}"
+            )
+        self.posterior = posterior(
+            in_features=self.encoder.out_features,
+            priors=self.priors,
+            lattice=getattr(self.encoder, "lattice", None),
+        )
         self.generator = generator(
             image_shape=self.image_shape,
             z_dim=z_dim,
@@ -139,15 +151,22 @@ class SpatialVAE(nn.Module):
             )
         candidates = self.pose_candidates if candidates is None else candidates
         if candidates == 1:
-            return self.posterior(self.encoder(image))
+            return self._posterior(image)
         turns = torch.arange(candidates, device=image.device) * (2 * torch.pi / candidates)
         with torch.no_grad():
             scores = [self._bound_at_mode(image, turn.expand(len(image))) for turn in turns]
         return self._infer_turned(image, turns[torch.stack(scores).argmax(0)])
 
-    def _infer_turned(self, image: Tensor, turn: Tensor) -> Posterior:
+    def _posterior(self, image: Tensor, noise: Noise | None = None) -> Posterior:
+        """The posterior of images; that of a training step where its noise is given."""
+        # An encoder of patches needs many times the memory of its images.
+        parts = image.split(getattr(self.encoder, "images_at_once", len(image)))
+        params = torch.cat([self.posterior.params(self.encoder(part)) for part in parts])
+        return self.posterior(params) if noise is None else self.posterior.trained(params, noise)
+
+    def _infer_turned(self, image: Tensor, turn: Tensor, noise: Noise | None = None) -> Posterior:
         """The posterior from the images turned by `turn` (B,), the turn removed again."""
-        return self.posterior(self.encoder(rotate_image(image, turn))).turned(-turn)
+        return self._posterior(rotate_image(image, turn), noise).turned(-turn)
 
     def _bound_at_mode(self, image: Tensor, turn: Tensor) -> Tensor:
         """Log-likelihood at the posterior's mode less the divergences, with shape (B,)."""
@@ -163,9 +182,7 @@ class SpatialVAE(nn.Module):
         q: Posterior | None = None,
         samples: int = 1,
         pixels: int | None = None,
-        turn_encoder_input: bool = False,
         hold_z: bool = False,
-        candidates: int | None = None,
     ) -> ELBO:
         """The bound of every image, estimated from posterior samples (spatial-VAE eq. 4).
 
@@ -176,17 +193,9 @@ class SpatialVAE(nn.Module):
             samples: The number of posterior samples.
             pixels: How many pixels per image are scored; the rest is estimated from them, without
                 bias. All by default.
-            turn_encoder_input: Whether the encoder sees each image turned by a random angle,
-                which is then removed from the inferred pose (section 4.3): from the posterior as
-                a whole, its divergence included, so that the bound remains one.
             hold_z: Whether the generator sees z = 0 (section 4.3).
-            candidates: As in `infer`.
         """
-        if turn_encoder_input:
-            turn = noise.uniform("turn").to(image) * 2 * torch.pi
-            q = self._infer_turned(image, turn)
-        elif q is None:
-            q = self.infer(image, candidates)
+        q = self.infer(image) if q is None else q
         latents, weights = q.rsample(samples, noise)
         if hold_z:
             latents = latents.without_content()
@@ -195,17 +204,27 @@ class SpatialVAE(nn.Module):
             log_likelihood=(weights * log_likelihood).sum(0),
             kl=q.kl(self.priors),
             optimised_kl=q.optimised_kl(self.priors),
+            is_bound=q.gives_bound,
         )
 
     def training_elbo(self, image: Tensor, noise: Noise, epoch: int) -> ELBO:
-        """`elbo` with the model's training aids, in the given epoch."""
+        """`elbo` with the model's training aids, in the given epoch.
+
+        With `augment_rotation` the encoder sees each image turned by a random angle, which is then
+        removed from the inferred pose (section 4.3): from the posterior as a whole, its divergence
+        included, so that the bound remains one.
+        """
+        if self.augment_rotation:
+            turn = noise.uniform("turn").to(image) * 2 * torch.pi
+            q = self._infer_turned(image, turn, noise)
+        else:
+            q = self._posterior(image, noise)
         return self.elbo(
             image,
             noise,
+            q=q,
             pixels=self.pixels_per_image,
-            turn_encoder_input=self.augment_rotation,
             hold_z=epoch < self.z_delay_epochs,
-            candidates=1,
         )
 
     def log_likelihood(
@@ -249,7 +268,6 @@ class SpatialVAE(nn.Module):
         """
         q = self.infer(image) if q is None else q
         latents, _ = q.rsample(samples, noise)
-        log_prior = sum(p.log_prob(getattr(latents, name)) for name, p in self.priors.items())
         group = max(1, _PIXELS_AT_ONCE // (len(image) * len(self.likelihood.scored_pixels)))
         log_likelihood = torch.cat(
             [
@@ -257,7 +275,7 @@ class SpatialVAE(nn.Module):
                 for start in range(0, samples, group)
             ]
         )
-        return log_likelihood + log_prior - q.log_prob(latents)
+        return log_likelihood + q.log_prior(latents, self.priors) - q.log_prob(latents)
 
     @torch.no_grad()
     def encode(self, image: Tensor, batch_size: int = 500) -> Latents:

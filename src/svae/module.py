@@ -13,12 +13,12 @@ from svae.datasets.base import Batch
 from svae.elbo import ELBO
 from svae.geometry import pixel_size
 from svae.inferred import Inferred
-from svae.metrics import MeanPerImage, PerImage, clustering_metrics, pose_metrics
+from svae.metrics import MeanPerImage, PerImage, cluster, clustering_metrics, pose_metrics
 from svae.metrics.bounds import importance_weighted_bound
+from svae.metrics.clustering import FEWEST_IMAGES
 from svae.model import SpatialVAE
 from svae.noise import Noise
 from svae.posteriors import Posterior
-from svae.priors import Prior
 from svae.schedules import Schedule
 from svae.spikes import SpikeLimit
 
@@ -65,12 +65,8 @@ class VAEModule(pl.LightningModule):
         self.spikes = None if max_gradient_spike is None else SpikeLimit(max_gradient_spike)
 
         # Where a prior trains on another term than its divergence, both are logged.
-        self.replaced = [
-            name
-            for name, prior in model.priors.items()
-            if type(prior).optimised_kl is not Prior.optimised_kl
-        ]
-        bound = ["elbo", "log_likelihood", *(f"kl_{name}" for name in model.priors)]
+        self.replaced = model.posterior.replaced
+        bound = ["elbo", "log_likelihood", *(f"kl_{name}" for name in model.posterior.terms)]
         bound += [f"optimised_kl_{name}" for name in self.replaced]
         # A module may not be named `train`: that is a method of every module.
         self.means = nn.ModuleDict(
@@ -83,18 +79,21 @@ class VAEModule(pl.LightningModule):
         self.per_image: PerImage | None = None
         #: What was inferred from every image of the newest validation or test, for figures.
         self.inferred: Inferred | None = None
+        #: The cluster of every image of `inferred` after a test, by the suffix of the metrics;
+        #: None where there is no label to compare with.
+        self.clusters: dict[str, Tensor] | None = None
 
     def setup(self, stage: str) -> None:
         split = "test" if stage == "test" else "val"
         known = self.trainer.datamodule.splits[split]  # type: ignore[attr-defined]
-        self.per_image = PerImage(Inferred.names_in(known))
+        self.per_image = PerImage(Inferred.names_in(known, "theta" in self.model.priors))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         noise = Noise(self.seed, self.global_step, batch["index"])
         elbo = self.model.training_elbo(batch["image"], noise, self.current_epoch)
         objective = elbo.objective(self.model.beta)
         self._update("train", elbo, objective=objective)
-        self.log("elbo", elbo.value.detach().mean(), prog_bar=True, logger=False)
+        self.log("objective", objective.detach().mean(), prog_bar=True, logger=False)
         if self.trainer.is_last_batch:
             # Here and not at the epoch's end: callbacks come before the module there.
             self._log_means("train")
@@ -126,13 +125,17 @@ class VAEModule(pl.LightningModule):
             more["iwae_bound"] = importance_weighted_bound(log_weights)
         elbo = self._bound("test", batch, q)
         self._update("test", elbo, **more)
-        self._collect(batch, q, elbo)
+        reference = None
+        if "untransformed" in batch and "theta" in self.model.priors:
+            reference = self.model.infer(batch["untransformed"]).mode().theta
+        self._collect(batch, q, elbo, reference)
 
     def on_test_epoch_end(self) -> None:
         self._log_means("test")
         known = self._gather()
-        if not known.latents.isfinite():
-            log.warning("inferred latents are not finite: no metrics of pose and clusters")
+        self.clusters = None
+        if not known.isfinite():
+            log.warning("what was inferred is not finite: no metrics of pose and clusters")
             return
         model, latents = self.model, known.latents
         metrics = pose_metrics(
@@ -141,11 +144,16 @@ class VAEModule(pl.LightningModule):
             known.theta,
             known.shift,
             pixel_size(*model.image_shape[1:]),
+            known.symmetry,
+            known.reference_theta,
         )
         # A test cut short may leave fewer images than clusters; that must not cost the rest.
-        enough = self.num_labels is not None and len(known) >= self.num_labels
-        if known.label is not None and self.num_labels and enough and model.z_dim:
-            metrics |= clustering_metrics(latents.z, known.label, self.num_labels, self.seed)
+        wanted = self.num_labels or 0
+        enough = len(known) >= max(wanted, FEWEST_IMAGES)
+        if known.label is not None and wanted and enough and model.z_dim:
+            assert known.representation is not None
+            self.clusters = cluster(known.representation, latents.z, wanted, self.seed)
+            metrics |= clustering_metrics(self.clusters, known.label)
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
 
     def configure_optimizers(self) -> Any:
@@ -170,9 +178,13 @@ class VAEModule(pl.LightningModule):
         assert isinstance(metric, MeanPerImage)
         return metric
 
-    def _collect(self, batch: Batch, q: Posterior, elbo: ELBO) -> None:
+    def _collect(
+        self, batch: Batch, q: Posterior, elbo: ELBO, reference_theta: Tensor | None = None
+    ) -> None:
         assert self.per_image is not None
-        found = Inferred.from_batch(batch, q.mode(), elbo.log_likelihood)
+        found = Inferred.from_batch(
+            batch, q.mode(), elbo.log_likelihood, q.representation(), reference_theta
+        )
         self.per_image.update(**found.tensors())
 
     def _gather(self) -> Inferred:
@@ -188,7 +200,9 @@ class VAEModule(pl.LightningModule):
         return self.model.elbo(batch["image"], noise, q=q, samples=self.elbo_samples, hold_z=held)
 
     def _update(self, split: str, elbo: ELBO, **more: Tensor) -> None:
-        values = {"elbo": elbo.value, "log_likelihood": elbo.log_likelihood} | more
+        values = dict(more)
+        if elbo.is_bound:
+            values |= {"elbo": elbo.value, "log_likelihood": elbo.log_likelihood}
         values |= {f"kl_{name}": kl for name, kl in elbo.kl.items()}
         values |= {f"optimised_kl_{name}": elbo.optimised_kl[name] for name in self.replaced}
         self._means(split).update(**{k: v.detach() for k, v in values.items()})

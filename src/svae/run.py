@@ -140,6 +140,8 @@ _SUMMARY = (
     "test/iwae_bound",
     "test/theta_circular_correlation",
     "test/theta_circular_correlation_plain",
+    "test/theta_relative_correlation",
+    "test/theta_relative_correlation_plain",
     "test/shift_x_correlation",
     "test/shift_y_correlation",
     "test/clustering_accuracy",

@@ -13,6 +13,7 @@ import svae.train
 from svae.callbacks import Figures
 from svae.callbacks.figures import rows_of
 from svae.gallery import Gallery
+from svae.report.page import CAPTIONS
 from svae.run import prepared_data, read_config
 
 TINY = [
@@ -30,8 +31,9 @@ DIGITS = [
     "trainer.max_epochs=5",
     "callbacks.figures.every_n_epochs=2",
 ]
-OF_EVERY_TIME = {"reconstructions", "manifold", "latents", "pose", "curves"}
+OF_EVERY_TIME = {"reconstructions", "manifold", "latents", "pose", "found_pose", "curves"}
 OF_THE_END = {"worst", "samples", "interpolations", "rotations"}
+OF_CLUSTERS = {"aligned", "confusion"}
 
 
 def train(folder, *overrides):
@@ -82,7 +84,9 @@ def names_in(folder):
 
 
 def test_all_figures_of_a_tested_run_are_there_and_whole(tested):
-    assert names_in(tested.folder) == OF_EVERY_TIME | OF_THE_END
+    names = OF_EVERY_TIME | OF_THE_END | OF_CLUSTERS
+    assert names_in(tested.folder) == names
+    assert names <= CAPTIONS.keys()
     for path in (tested.folder / "figures").iterdir():
         with Image.open(path) as image:
             image.load()
@@ -90,7 +94,7 @@ def test_all_figures_of_a_tested_run_are_there_and_whole(tested):
 
 
 def test_a_run_without_test_has_the_figures_of_its_validation_split(untested):
-    names = {"reconstructions", "traversals", "latents", "pose_histogram", "curves"}
+    names = {"reconstructions", "traversals", "latents", "pose_histogram", "found_pose", "curves"}
     assert names_in(untested.folder) == names | OF_THE_END
 
 
@@ -103,12 +107,12 @@ def test_they_are_drawn_every_few_epochs_and_at_the_end(tested):
     assert by_epoch.keys() == {1, 3, 5}
     for epoch in (1, 3):
         assert sorted(by_epoch[epoch]) == sorted(OF_EVERY_TIME)
-    assert sorted(by_epoch[5]) == sorted(OF_EVERY_TIME | OF_THE_END)
+    assert sorted(by_epoch[5]) == sorted(OF_EVERY_TIME | OF_THE_END | OF_CLUSTERS)
 
 
 def test_dashboards_get_the_files_of_the_folder(tested):
     last = {name: content for _, name, content in tested.shown.figures}
-    for name in OF_EVERY_TIME | OF_THE_END:
+    for name in OF_EVERY_TIME | OF_THE_END | OF_CLUSTERS:
         assert last[name] == (tested.folder / "figures" / f"{name}.png").read_bytes()
 
 
@@ -199,7 +203,7 @@ def test_colours_and_a_mask(tmp_path):
     )
     # One image is tested: nothing to scatter and no pair.
     expected = {"reconstructions", "manifold", "pose_histogram", "curves", "worst", "samples"}
-    assert names_in(run.folder) == expected | {"rotations"}
+    assert names_in(run.folder) == expected | {"found_pose", "rotations"}
     ((_, images),) = run.shown.tables
     assert images.shape == (1, 3, 12, 12)
 
@@ -215,7 +219,7 @@ def test_evaluation_draws_the_same_without_curves(tested, tmp_path):
     run_command(
         svae.evaluate.main, f"run={tested.folder}", "trainer=cpu", f"hydra.run.dir={folder}"
     )
-    assert names_in(folder) == OF_EVERY_TIME - {"curves"} | OF_THE_END
+    assert names_in(folder) == OF_EVERY_TIME - {"curves"} | OF_THE_END | OF_CLUSTERS
 
 
 def test_rows_are_found_whatever_the_order():

@@ -1,10 +1,16 @@
 import gzip
+import math
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from scipy import stats
 from tests.helpers import write_mnist
 
 from svae.datasets import MNIST, mnist
+from svae.geometry import pixel_size
+from svae.instantiate import instantiate
+from svae.paths import conf_dir
 
 
 @pytest.fixture
@@ -75,3 +81,27 @@ def test_a_validation_split_that_leaves_nothing_is_refused(folder):
         MNIST(str(folder), val_images=0)
     with pytest.raises(ValueError, match="train"):
         MNIST(str(folder), val_images=60).setup()
+
+
+@pytest.mark.parametrize("name", ["mnist_n", "mnist_u"])
+def test_the_sets_of_target_vae(name, folder):
+    options = [f"dataset.data_dir={folder}", "dataset.val_images=10", "dataset.train_copies=40"]
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = compose("train", overrides=[f"dataset={name}", *options])
+    data = instantiate(config.dataset, "dataset")
+    data.setup()
+    assert data.image_shape == (1, 50, 50)
+    train, test = data.splits["train"], data.splits["test"]
+    theta = train["theta"].double()
+    if name == "mnist_u":
+        assert stats.kstest((theta / math.pi + 1) / 2, "uniform").pvalue > 1e-3
+    else:
+        assert stats.kstest(theta / (math.pi / 4), "norm").pvalue > 1e-3
+    shift_px = train["shift"].double() / pixel_size(50, 50)
+    for axis in (0, 1):
+        assert stats.kstest(shift_px[:, axis] / 5, "norm").pvalue > 1e-3
+    # The digits as they are, with the 11 pixels of margin of the published sets.
+    plain = MNIST(str(folder), val_images=10)
+    plain.setup()
+    assert torch.equal(test["untransformed"][..., 11:-11, 11:-11], plain.splits["test"]["image"])
+    assert test["untransformed"].sum() == pytest.approx(plain.splits["test"]["image"].sum())

@@ -6,7 +6,7 @@ from scipy import stats
 from torch.testing import assert_close
 
 from svae.datasets import PosedImages, RotDigits
-from svae.geometry import pixel_size, transform_image
+from svae.geometry import pixel_grid, pixel_size, remove_pose, transform_image
 
 
 class Dots(PosedImages):
@@ -18,6 +18,17 @@ class Dots(PosedImages):
         order = torch.arange(600)
         rows = {"train": order[:400], "val": order[400:500], "test": order[500:]}
         return objects, order % 3, rows
+
+
+class Blobs(PosedImages):
+    """A smooth spot off the centre of a 21x21 object, so that resampling costs little."""
+
+    def objects(self):
+        middle = torch.tensor([0.3, 0.1])
+        spot = torch.exp(-8 * (pixel_grid(21, 21).float() - middle).square().sum(-1))
+        order = torch.arange(30)
+        rows = {"train": order[:10], "val": order[10:20], "test": order[20:]}
+        return spot.reshape(1, 1, 21, 21).repeat(30, 1, 1, 1), order % 3, rows
 
 
 def splits(kind=Dots, **options):
@@ -83,7 +94,33 @@ def test_a_pose_that_nobody_varied_is_no_truth():
     still = splits(image_size=9, theta_std_deg=0.0, shift_std_px=0.0)["train"]
     assert {"theta", "shift"}.isdisjoint(still)
     assert still["image"][0, 0, 4, 6] == 1
+    assert "untransformed" not in splits(image_size=9, theta_std_deg=0.0, shift_std_px=0.0)["test"]
     assert "shift" not in splits(image_size=9, shift_std_px=0.0)["train"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"theta_distribution": "uniform", "shift_std_px": 0.0}, {"theta_std_deg": 0.0}],
+)
+def test_the_test_split_holds_the_objects_untransformed(options):
+    data = Blobs(image_size=41, eval_copies=2, **options)
+    data.setup()
+    test = data.splits["test"]
+    still = {"theta": torch.zeros(20), "shift": torch.zeros(20, 2)} | test
+    pose = still["theta"], still["shift"]
+    assert_close(transform_image(test["untransformed"], *pose), test["image"], atol=1e-5, rtol=0)
+    assert_close(remove_pose(test["image"], *pose), test["untransformed"], atol=0.1, rtol=0)
+    assert "untransformed" not in {*data.splits["train"], *data.splits["val"]}
+    assert "untransformed" not in data.everything()[torch.arange(5)]
+
+
+def test_each_image_has_its_own_object_untransformed():
+    one, two = (splits(RotDigits, eval_copies=copies)["test"] for copies in (1, 2))
+    assert_close(one["untransformed"].repeat(2, 1, 1, 1), two["untransformed"])
+    back = remove_pose(two["image"], two["theta"], two["shift"])
+    error = (back - two["untransformed"]).square().mean((1, 2, 3))
+    other = (back - two["untransformed"].roll(1, 0)).square().mean((1, 2, 3))
+    assert (error < 0.2 * other).float().mean() > 0.97
 
 
 def test_pixels_stay_within_zero_and_one():

@@ -26,7 +26,7 @@ TINY = [
 ]
 FIGURES = {
     *("reconstructions", "manifold", "latents", "pose", "worst", "samples", "rotations"),
-    *("interpolations", "curves"),
+    *("interpolations", "curves", "found_pose", "aligned", "confusion"),
 }
 
 

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from svae.geometry import pixel_grid, pixel_size, rotate, to_object_frame, wrap_angle
-from svae.metrics import angle_offset, pose_metrics
+from svae.metrics import (
+    angle_offset,
+    circular_correlation,
+    circular_correlation_plain,
+    pose_metrics,
+)
 
 SIZE = 33
 PIXEL = pixel_size(SIZE, SIZE)
@@ -195,6 +200,147 @@ def test_what_is_absent_is_left_out(truth: tuple[Tensor, Tensor]) -> None:
     assert pose_metrics(theta, shift, None, shift, PIXEL).keys() == shift_keys
 
 
+def of_orders(orders: list[int], count: int) -> Tensor:
+    """So many images of each order of symmetry, mixed."""
+    return torch.tensor(orders).repeat(count)
+
+
+def any_equivalent(theta: Tensor, symmetry: Tensor, generator: torch.Generator) -> Tensor:
+    """The angles turned by random multiples of what leaves each object as it is."""
+    steps = torch.randint(12, theta.shape, generator=generator).double()
+    return theta + 2 * math.pi * steps / symmetry
+
+
+def test_objects_without_symmetry_have_the_numbers_of_before(
+    truth: tuple[Tensor, Tensor], generator: torch.Generator
+) -> None:
+    theta, shift = truth
+    inferred = theta + 0.5 * torch.randn(200, generator=generator, dtype=torch.float64) + 2
+    metrics = pose_metrics(inferred, shift, theta, shift, PIXEL)
+    ones = torch.ones(200, dtype=torch.int64)
+    assert pose_metrics(inferred, shift, theta, shift, PIXEL, ones) == metrics
+    # The definitions, to the last digit.
+    plain = circular_correlation_plain(inferred, theta).item()
+    error = wrap_angle(inferred - theta - angle_offset(inferred, theta)).abs().median()
+    assert metrics["theta_circular_correlation"] == circular_correlation(inferred, theta).item()
+    assert metrics["theta_circular_correlation_plain"] == plain
+    assert metrics["theta_error_deg"] == math.degrees(error.item())
+
+
+def test_equivalent_poses_of_symmetric_objects_have_no_error(
+    truth: tuple[Tensor, Tensor], generator: torch.Generator
+) -> None:
+    """Each order with its own canonical angle, and one displaced model object."""
+    theta, shift = truth
+    symmetry = of_orders([1, 2, 4, 2], 50)
+    turn = torch.tensor([0.0, 0.3, -1.0, 0.0, 2.5], dtype=torch.float64)[symmetry]
+    c = torch.tensor([0.1, -0.2], dtype=torch.float64)
+    inferred = any_equivalent(theta + turn, symmetry, generator)
+    displaced = shift - rotate(c.expand_as(shift), inferred)
+    metrics = pose_metrics(inferred, displaced, theta, shift, PIXEL, symmetry)
+    assert metrics["theta_error_deg"] == pytest.approx(0, abs=1e-9)
+    assert metrics["theta_circular_correlation_plain"] == pytest.approx(1)
+    assert metrics["theta_circular_correlation"] > 0.7  # 200 draws are not quite uniform
+    assert metrics["shift_rmse_px"] == pytest.approx(0, abs=1e-9)
+    # Which of the equivalent angles was inferred matters to the angles as they are.
+    ignored = pose_metrics(inferred, displaced, theta, shift, PIXEL)
+    assert ignored["theta_error_deg"] > 20
+    assert ignored["theta_circular_correlation"] < 0.6
+
+
+def test_symmetric_numbers_are_those_of_each_order(
+    truth: tuple[Tensor, Tensor], generator: torch.Generator
+) -> None:
+    theta, _ = truth
+    symmetry = of_orders([1, 1, 1, 2, 4], 40)
+    noise = 0.3 * torch.randn(200, generator=generator, dtype=torch.float64)
+    inferred = any_equivalent(theta + noise + 0.7, symmetry, generator)
+    metrics = pose_metrics(inferred, None, theta, None, PIXEL, symmetry)
+    groups = {k: (k * inferred[symmetry == k], k * theta[symmetry == k]) for k in (1, 2, 4)}
+    for name, form in (("", circular_correlation), ("_plain", circular_correlation_plain)):
+        one, two, four = (form(*groups[k]).item() for k in (1, 2, 4))
+        expected = 0.6 * one + 0.2 * two + 0.2 * four
+        found = metrics[f"theta_circular_correlation{name}"]
+        assert found == pytest.approx(expected, rel=1e-12)
+    # The best offset of each order by search, then the distance to the nearest equivalent angle.
+    errors = []
+    for k, (a, b) in groups.items():
+        turns = 2 * math.pi * torch.arange(k) / k
+        candidates = torch.linspace(0, 2 * math.pi / k, 4001, dtype=torch.float64)
+        difference = (a - b) / k - candidates[:, None, None] - turns[:, None]
+        nearest = wrap_angle(difference).abs().amin(dim=1)
+        errors.append(nearest[nearest.median(dim=1).values.argmin()])
+    expected = math.degrees(torch.cat(errors).median().item())
+    assert metrics["theta_error_deg"] == pytest.approx(expected, abs=0.1)
+
+
+def test_relative_angles_forgive_each_object_its_own_upright(
+    truth: tuple[Tensor, Tensor], generator: torch.Generator
+) -> None:
+    theta, shift = truth
+    upright = 2 * math.pi * torch.rand(200, generator=generator, dtype=torch.float64)
+    metrics = pose_metrics(theta + upright, shift, theta, shift, PIXEL, None, upright)
+    assert metrics["theta_relative_error_deg"] == pytest.approx(0, abs=1e-9)
+    assert metrics["theta_relative_correlation_plain"] == pytest.approx(1)
+    assert metrics["theta_relative_correlation"] > 0.8
+    assert metrics["theta_error_deg"] > 60
+    assert metrics["theta_circular_correlation"] < 0.2
+
+
+def test_nothing_is_removed_from_relative_angles(truth: tuple[Tensor, Tensor]) -> None:
+    theta, _ = truth
+    upright = torch.full_like(theta, 0.4)
+    metrics = pose_metrics(theta + 0.6, None, theta, None, PIXEL, None, upright)
+    assert metrics["theta_relative_error_deg"] == pytest.approx(math.degrees(0.2))
+    assert metrics["theta_error_deg"] == pytest.approx(0, abs=1e-9)
+
+
+def test_relative_correlation_as_the_authors_compute_it(generator: torch.Generator) -> None:
+    """Astropy's `circcorrcoef` of the differences, written out."""
+    theta = math.pi / 4 * torch.randn(50, generator=generator, dtype=torch.float64)
+    upright = torch.randn(50, generator=generator, dtype=torch.float64)
+    noise = 0.4 * torch.randn(50, generator=generator, dtype=torch.float64)
+    found = pose_metrics(theta + upright + noise, None, theta, None, PIXEL, None, upright)
+    a, b = (theta + noise).numpy(), theta.numpy()
+    sines = []
+    for angle in (a, b):
+        mean = np.arctan2(np.sin(angle).mean(), np.cos(angle).mean())
+        sines.append(np.sin(angle - mean))
+    expected = (sines[0] * sines[1]).sum() / np.sqrt((sines[0] ** 2).sum() * (sines[1] ** 2).sum())
+    assert found["theta_relative_correlation_plain"] == pytest.approx(expected, abs=1e-12)
+    resultants = [np.abs(np.exp(1j * (a - b)).mean()), np.abs(np.exp(1j * (a + b)).mean())]
+    uniform = resultants[0] - resultants[1]
+    assert found["theta_relative_correlation"] == pytest.approx(uniform, abs=1e-12)
+    median = np.sort(np.abs(noise.numpy()))[24]  # of two middle values, the lower
+    assert found["theta_relative_error_deg"] == pytest.approx(np.degrees(median))
+
+
+def test_relative_angles_respect_symmetry(
+    truth: tuple[Tensor, Tensor], generator: torch.Generator
+) -> None:
+    theta, _ = truth
+    symmetry = of_orders([1, 4], 100)
+    upright = 2 * math.pi * torch.rand(200, generator=generator, dtype=torch.float64)
+    inferred = any_equivalent(theta + upright, symmetry, generator)
+    metrics = pose_metrics(inferred, None, theta, None, PIXEL, symmetry, upright)
+    assert metrics["theta_relative_error_deg"] == pytest.approx(0, abs=1e-9)
+    assert metrics["theta_relative_correlation_plain"] == pytest.approx(1)
+    # A square is at most an eighth of a turn off.
+    squares = torch.full_like(symmetry, 4)
+    largest = pose_metrics(upright, None, theta, None, PIXEL, squares, torch.zeros(200))
+    assert 15 < largest["theta_relative_error_deg"] < 30
+
+
+def test_relative_angles_need_the_truth_and_the_inference(truth: tuple[Tensor, Tensor]) -> None:
+    theta, shift = truth
+    assert pose_metrics(theta, None, None, None, PIXEL, None, theta) == {}
+    assert pose_metrics(None, None, theta, None, PIXEL, None, theta) == {}
+    symmetry = torch.ones(200, dtype=torch.int64)
+    assert pose_metrics(None, None, None, None, PIXEL, symmetry) == {}
+    keys = pose_metrics(None, shift, theta, shift, PIXEL, symmetry, theta).keys()
+    assert keys == {"shift_x_correlation", "shift_y_correlation", "shift_rmse_px"}
+
+
 def test_arguments_are_checked(truth: tuple[Tensor, Tensor]) -> None:
     theta, shift = truth
     with pytest.raises(ValueError, match=r"true_shift: expected shape \(200, 2\)"):
@@ -205,3 +351,11 @@ def test_arguments_are_checked(truth: tuple[Tensor, Tensor]) -> None:
         pose_metrics(theta, shift, theta * math.nan, shift, PIXEL)
     with pytest.raises(ValueError, match="pixel_size: expected a number above 0"):
         pose_metrics(theta, shift, theta, shift, 0.0)
+    with pytest.raises(ValueError, match=r"symmetry: expected whole numbers of at least 1, got"):
+        pose_metrics(theta, None, theta, None, PIXEL, torch.zeros(200, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"symmetry: expected whole numbers .* torch.float64"):
+        pose_metrics(theta, None, theta, None, PIXEL, torch.ones_like(theta))
+    with pytest.raises(ValueError, match=r"symmetry: expected shape \(200,\)"):
+        pose_metrics(theta, None, theta, None, PIXEL, torch.ones(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="reference_theta: expected finite values, got 200"):
+        pose_metrics(theta, None, theta, None, PIXEL, None, theta * math.nan)

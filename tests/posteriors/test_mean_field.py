@@ -12,7 +12,8 @@ NOISE = Noise(0, 0, torch.arange(6))
 
 
 def posterior_of(priors):
-    return MeanField(5, priors)(torch.randn(6, 5))
+    head = MeanField(5, priors)
+    return head(head.params(torch.randn(6, 5)))
 
 
 def test_shapes_and_weights():
@@ -88,8 +89,8 @@ def test_turning_changes_the_angles_divergence_alone():
 def test_the_head_ignores_autocast():
     head, features = MeanField(5, PRIORS), torch.randn(6, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = head(features).mode().theta
-    assert torch.equal(rounded, head(features).mode().theta)
+        rounded = head.params(features)
+    assert torch.equal(rounded, head.params(features))
 
 
 def test_content_is_required():

@@ -30,9 +30,10 @@ class Figures(Callback):
     """Draws into one folder, where newer figures take the place of older ones, and for dashboards.
 
     Every few epochs: `reconstructions`, `manifold` (or `traversals`), `latents`, `pose` (or
-    `pose_histogram`) of the validation split, and `curves`; at the end the same of the test split
-    (of the validation split where nothing is tested), with `worst`, `samples`, `interpolations`
-    and `rotations`.
+    `pose_histogram`), `found_pose` and `attention` of the validation split, as far as the model
+    has what they show, and `curves`; at the end the same of the test split (of the validation
+    split where nothing is tested), with `worst`, `samples`, `interpolations` and `rotations`, and
+    with `aligned` and `confusion` where there are clusters to compare with labels.
 
     Arguments:
         folder: Where the figures go.
@@ -109,6 +110,10 @@ class Figures(Callback):
         names = data.file_names
         called = [str(i) if names is None else names[i] for i in index.tolist()]
         yield "worst", gallery.worst(worst["image"], infer_batch(model, worst)[0], called)
+        if module.clusters is not None:
+            found = everyone, module.clusters[""], data.label_names
+            yield "aligned", gallery.aligned(lambda i: batch["image"][rows_of(batch, i)], *found)
+            yield "confusion", gallery.confusion(*found)
         if not model.z_dim:
             return
         yield "samples", gallery.samples(few["image"])[0]

@@ -12,14 +12,45 @@ from svae.datasets.base import Batch, ImageDataModule
 from svae.geometry import pixel_size, transform_image
 from svae.noise import Noise
 
-__all__ = ["PosedImages"]
+__all__ = ["PosedImages", "RandomAngles", "not_negative"]
+
+
+def not_negative(name: str, value: float) -> float:
+    """`value`, if it is a finite number of at least 0."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+    return value
+
+
+class RandomAngles:
+    """The angles of poses.
+
+    Arguments:
+        theta_distribution: `normal` or `uniform` (over the whole circle).
+        theta_std_deg: The standard deviation of a normal angle in degrees.
+    """
+
+    def __init__(self, theta_distribution: str, theta_std_deg: float) -> None:
+        one_of("theta_distribution", theta_distribution, ("normal", "uniform"))
+        self.uniform = theta_distribution == "uniform"
+        self.std = math.radians(not_negative("theta_std_deg", theta_std_deg))
+        #: Whether there is more than one.
+        self.varied = self.uniform or self.std > 0
+
+    def draw(self, noise: Noise) -> Tensor:
+        """An angle in radians for each image, float64, with shape (B,)."""
+        if self.uniform:
+            return (noise.uniform("pose theta") * 2 - 1) * math.pi
+        return noise.normal("pose theta") * self.std
 
 
 class PosedImages(ImageDataModule):
     """Objects with labels, each put into one or more random poses.
 
     The poses are a function of the seed, the object and the copy; resampling is bilinear. A
-    subclass reads the objects and says which of them belong to which split.
+    subclass reads the objects and says which of them belong to which split. Where poses vary, the
+    test split also holds `untransformed` (N, C, H, W): the object of each image upright and
+    centred, against which a model's own zero of the angle can be told.
 
     Arguments:
         image_size: The side of the square images in pixels; smaller objects get a black margin.
@@ -47,13 +78,9 @@ class PosedImages(ImageDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, seed)
         self.image_size = at_least("image_size", image_size, 2)
-        one_of("theta_distribution", theta_distribution, ("normal", "uniform"))
-        self.uniform = theta_distribution == "uniform"
-        for name, value in (("theta_std_deg", theta_std_deg), ("shift_std_px", shift_std_px)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
-        self.theta_std = math.radians(theta_std_deg)
-        self.shift_std = shift_std_px * pixel_size(image_size, image_size)
+        self.angles = RandomAngles(theta_distribution, theta_std_deg)
+        self.shift_std = not_negative("shift_std_px", shift_std_px)
+        self.shift_std *= pixel_size(image_size, image_size)
         self.train_copies = at_least("train_copies", train_copies, 1)
         self.eval_copies = at_least("eval_copies", eval_copies, 1)
 
@@ -65,10 +92,14 @@ class PosedImages(ImageDataModule):
         objects, labels, rows = self.objects()
         objects = self.on_canvas(objects)
         copies = {"train": self.train_copies, "val": self.eval_copies, "test": self.eval_copies}
-        return {
+        splits = {
             split: self._posed(objects[index], labels[index], index, copies[split], len(objects))
             for split, index in rows.items()
         }
+        if self.angles.varied or self.shift_std:
+            upright = objects[rows["test"]]
+            splits["test"]["untransformed"] = upright.repeat(self.eval_copies, 1, 1, 1)
+        return splits
 
     def on_canvas(self, objects: Tensor) -> Tensor:
         """Objects (M, C, h, w) in the middle of square images, with black around them."""
@@ -89,13 +120,11 @@ class PosedImages(ImageDataModule):
         parts: list[Batch] = []
         for copy in range(copies):
             noise = Noise(self.seed, copy, index)
-            theta = noise.normal("pose theta") * self.theta_std
-            if self.uniform:
-                theta = (noise.uniform("pose theta") * 2 - 1) * math.pi
+            theta = self.angles.draw(noise)
             shift = noise.normal("pose shift", 2) * self.shift_std
             part = {"label": labels, "index": index + copy * total}
             # A pose that nobody varied is no truth to compare with.
-            if self.uniform or self.theta_std:
+            if self.angles.varied:
                 part["theta"] = theta.float()
             if self.shift_std:
                 part["shift"] = shift.float()

@@ -1,7 +1,10 @@
 """The figures; each is a plain `matplotlib.figure.Figure` to be saved or logged."""
 
 from svae.figures.animation import write_gif
+from svae.figures.attention import MOST_ATTENTION, attention_figure
+from svae.figures.clusters import aligned_figure, clusters_of, confusion_figure
 from svae.figures.curves import curves_figure
+from svae.figures.found_pose import Pose, found_pose_figure
 from svae.figures.latents import latent_figure
 from svae.figures.manifold import manifold_figure, manifold_z
 from svae.figures.poses import pose_figure, pose_histogram_figure
@@ -12,7 +15,14 @@ from svae.figures.traversals import traversal_figure, traversal_z
 from svae.figures.worst import worst_figure
 
 __all__ = [
+    "MOST_ATTENTION",
+    "Pose",
+    "aligned_figure",
+    "attention_figure",
+    "clusters_of",
+    "confusion_figure",
     "curves_figure",
+    "found_pose_figure",
     "interpolation_figure",
     "latent_figure",
     "manifold_figure",

@@ -1,7 +1,7 @@
 """What is measured of a model, beside its bound."""
 
 from svae.metrics.circular import circular_correlation, circular_correlation_plain
-from svae.metrics.clustering import clustering_metrics, hungarian_accuracy
+from svae.metrics.clustering import cluster, clustering_metrics, hungarian_accuracy
 from svae.metrics.collect import MeanPerImage, PerImage
 from svae.metrics.pose import angle_offset, pose_metrics
 
@@ -11,6 +11,7 @@ __all__ = [
     "angle_offset",
     "circular_correlation",
     "circular_correlation_plain",
+    "cluster",
     "clustering_metrics",
     "hungarian_accuracy",
     "pose_metrics",

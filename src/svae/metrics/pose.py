@@ -13,9 +13,16 @@ angle :math:`\alpha`, and the one vector :math:`c`, which is fixed in the model'
 turns with each image by the *inferred* angle, whatever :math:`\alpha` is. As rotations keep
 lengths, least squares over all images has the solution
 :math:`c = \mathrm{mean}\; R(-\hat\theta)(s - \hat s)`.
+
+An object with a symmetry of order k looks the same at k angles, :math:`2 \pi / k` apart: its angle
+is known modulo :math:`2 \pi / k`, and :math:`k \theta` is an angle like any other. What the model
+finds upright may differ from one kind of object to another, so that each order has its own
+:math:`\alpha`. The vector :math:`c` needs no such care: it turns with the angle that was inferred,
+whichever of the k that is.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -36,18 +43,28 @@ def pose_metrics(
     true_theta: Tensor | None,
     true_shift: Tensor | None,
     pixel_size: float,
+    symmetry: Tensor | None = None,
+    reference_theta: Tensor | None = None,
 ) -> dict[str, float]:
     """Agreement of inferred and true poses, as numbers that are never NaN.
 
     * `theta_circular_correlation`, `theta_circular_correlation_plain`: `svae.metrics.circular`.
     * `theta_error_deg`: median absolute angle error after removing `angle_offset`.
+    * `theta_relative_correlation`, `theta_relative_correlation_plain`: the same correlations for
+      the inferred angle less the one inferred from the same object upright, as in the TARGET-VAE
+      code (which has the plain form). What differs from object to object in how a model finds
+      them upright is no error here.
+    * `theta_relative_error_deg`: median absolute error of that difference; nothing is removed.
     * `shift_x_correlation`, `shift_y_correlation`: Pearson, of the shifts as they are: a displaced
       canonical object lowers them. 0 where an input is constant.
     * `shift_rmse_px`: root mean square over the images of the Euclidean distance in pixels, after
       removing the fixed object-frame offset (module docstring). Without an inferred angle the
-      offset is one vector of the image frame.
+      offset is one vector of the image frame. The objects' symmetry changes nothing.
 
-    What lacks its inference or its truth is left out.
+    Angles of objects with a symmetry of order k are compared modulo a turn of 360 / k degrees:
+    correlated k-fold, for each order by itself, and averaged over the images; each order has its
+    own offset, and the median is over all images. What lacks its inference or its truth is left
+    out.
 
     Arguments:
         theta: Inferred angles in radians, with shape (B,), or None.
@@ -55,6 +72,10 @@ def pose_metrics(
         true_theta: True angles in radians, with shape (B,), or None.
         true_shift: True object centres in grid units, with shape (B, 2), or None.
         pixel_size: Grid units per pixel, 2 / (longer side - 1).
+        symmetry: The order of each object's rotational symmetry (1 none, 2 an ellipse, 4 a
+            square), with shape (B,); None where no object has one.
+        reference_theta: Angles in radians inferred from the same objects upright and centred,
+            with shape (B,), or None.
     """
     pixel_size = positive("pixel_size", pixel_size)
     given = {
@@ -62,16 +83,25 @@ def pose_metrics(
         "shift": shift,
         "true_theta": true_theta,
         "true_shift": true_shift,
+        "symmetry": symmetry,
+        "reference_theta": reference_theta,
     }
     checked = _checked({name: value for name, value in given.items() if value is not None})
     metrics: dict[str, float] = {}
 
     if {"theta", "true_theta"} <= checked.keys():
-        a, b = checked["theta"], checked["true_theta"]
-        error = wrap_angle(a - b - angle_offset(a, b)).abs().median()
-        metrics["theta_circular_correlation"] = circular_correlation(a, b).item()
-        metrics["theta_circular_correlation_plain"] = circular_correlation_plain(a, b).item()
-        metrics["theta_error_deg"] = math.degrees(error.item())
+        inferred, true = checked["theta"], checked["true_theta"]
+        orders = checked.get("symmetry", torch.ones_like(true))
+        correlation, plain = _correlations(inferred, true, orders)
+        metrics["theta_circular_correlation"] = correlation
+        metrics["theta_circular_correlation_plain"] = plain
+        metrics["theta_error_deg"] = _error_deg(inferred, true, orders, angle_offset)
+        if "reference_theta" in checked:
+            relative = inferred - checked["reference_theta"]
+            correlation, plain = _correlations(relative, true, orders)
+            metrics["theta_relative_correlation"] = correlation
+            metrics["theta_relative_correlation_plain"] = plain
+            metrics["theta_relative_error_deg"] = _error_deg(relative, true, orders)
 
     if {"shift", "true_shift"} <= checked.keys():
         inferred, true = checked["shift"], checked["true_shift"]
@@ -108,6 +138,33 @@ def angle_offset(theta: Tensor, true_theta: Tensor) -> Tensor:
     return wrap_angle((start[first] + end[first]) / 2)
 
 
+def _correlations(theta: Tensor, true_theta: Tensor, orders: Tensor) -> tuple[float, float]:
+    """Both forms of the correlation: of each symmetry order, averaged over the images."""
+    sums = [0.0, 0.0]
+    for order in orders.unique():
+        rows = orders == order
+        a, b = theta[rows] * order, true_theta[rows] * order
+        for i, form in enumerate((circular_correlation, circular_correlation_plain)):
+            sums[i] += form(a, b).item() * (len(a) / len(theta))
+    return sums[0], sums[1]
+
+
+def _error_deg(
+    theta: Tensor,
+    true_theta: Tensor,
+    orders: Tensor,
+    offset: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> float:
+    """Median absolute error in degrees, modulo symmetry, each order's `offset` removed."""
+    errors = []
+    for order in orders.unique():
+        rows = orders == order
+        a, b = theta[rows] * order, true_theta[rows] * order
+        known = a - b if offset is None else a - b - offset(a, b)
+        errors.append(wrap_angle(known).abs() / order)
+    return math.degrees(torch.cat(errors).median().item())
+
+
 def _checked(given: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in float64 on the CPU, if their shapes agree and every value is finite."""
     if not given:
@@ -124,6 +181,12 @@ def _checked(given: dict[str, Tensor]) -> dict[str, Tensor]:
         if not value.isfinite().all():
             bad = int((~value.isfinite()).sum())
             raise ValueError(f"{name}: expected finite values, got {bad} that are not")
+    orders = given.get("symmetry")
+    if orders is not None and (orders.is_floating_point() or orders.min() < 1):
+        raise ValueError(
+            f"symmetry: expected whole numbers of at least 1, got {orders.dtype} from "
+            f"{orders.min().item()}"
+        )
     return {name: value.detach().cpu().double() for name, value in given.items()}
 
 

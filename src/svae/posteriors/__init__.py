@@ -1,6 +1,14 @@
 """Posteriors: features of an image to a distribution over its latent variables."""
 
-from svae.posteriors.base import Posterior
+from svae.posteriors.attention import Attention, AttentionPosterior
+from svae.posteriors.base import Posterior, PosteriorHead
 from svae.posteriors.mean_field import MeanField, MeanFieldPosterior
 
-__all__ = ["MeanField", "MeanFieldPosterior", "Posterior"]
+__all__ = [
+    "Attention",
+    "AttentionPosterior",
+    "MeanField",
+    "MeanFieldPosterior",
+    "Posterior",
+    "PosteriorHead",
+]

@@ -1,19 +1,25 @@
 """What an approximate posterior answers; training, evaluation and figures ask only this."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from svae.latents import Latents
 from svae.noise import Noise
 from svae.priors import Prior
 
-__all__ = ["Posterior"]
+__all__ = ["Posterior", "PosteriorHead"]
 
 
 class Posterior(Protocol):
     """The approximate posterior q(z, theta, shift | image) of a batch of B images."""
+
+    @property
+    def gives_bound(self) -> bool:
+        """Whether `rsample` gives samples of the posterior, so that the ELBO is a bound."""
 
     def turned(self, angle: Tensor) -> "Posterior":
         """The posterior of the latents of the images turned counter-clockwise by `angle` (B,)."""
@@ -42,5 +48,50 @@ class Posterior(Protocol):
     def optimised_kl(self, priors: Mapping[str, Prior]) -> dict[str, Tensor]:
         """The terms that training minimises in the place of `kl`, each with shape (B,)."""
 
+    def log_prior(self, latents: Latents, priors: Mapping[str, Prior]) -> Tensor:
+        """Log-density of the prior that `kl` compares with; shapes as for `log_prob`."""
+
     def log_prob(self, latents: Latents) -> Tensor:
         """Log-density in nats, with shape (..., B), of latents with shape (..., B, ...)."""
+
+
+class PosteriorHead(nn.Module, ABC):
+    """What turns an encoder's features into a posterior: a linear layer, and what it stands for.
+
+    Arguments:
+        in_features: The length of a feature vector.
+        sizes: How many numbers each part of the posterior takes.
+        priors: What each inferred variable is compared with.
+        terms: The names of the divergences.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        sizes: Sequence[int],
+        priors: Mapping[str, Prior],
+        terms: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.sizes = list(sizes)
+        self.head = nn.Linear(in_features, sum(sizes))
+        # The methods only: the model owns the priors, which would be modules of this one too.
+        self.families = {name: prior.family for name, prior in priors.items()}
+        #: The names of the divergences.
+        self.terms = tuple(terms)
+        #: Those in whose place training minimises another term.
+        self.replaced = tuple(name for name, prior in priors.items() if prior.replaces_kl)
+
+    def params(self, features: Tensor) -> Tensor:
+        """The posterior's parameters (B, ..., n), from features (B, ..., in_features)."""
+        # In full precision: bfloat16 would round an angle to a degree.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features.to(self.head.weight.dtype))
+
+    @abstractmethod
+    def forward(self, params: Tensor) -> Posterior:
+        """The posterior of each image, from what `params` gave."""
+
+    def trained(self, params: Tensor, noise: Noise) -> Posterior:
+        """The posterior in the training step that `noise` belongs to."""
+        return self(params)

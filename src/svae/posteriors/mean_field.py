@@ -10,12 +10,14 @@ References:
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from svae.distributions import Distribution
 from svae.geometry import rotate
 from svae.latents import Latents
+from svae.lattice import Lattice
 from svae.noise import Noise
+from svae.posteriors.base import PosteriorHead
 from svae.priors import Prior
 
 __all__ = ["MeanField", "MeanFieldPosterior"]
@@ -29,6 +31,8 @@ class MeanFieldPosterior:
         frame: The angle (B,) by which the axes of the shift's factor are turned against the
             image's, counter-clockwise; not at all if None.
     """
+
+    gives_bound = True
 
     def __init__(self, factors: Mapping[str, Distribution], frame: Tensor | None = None) -> None:
         self.factors, self.frame = factors, frame
@@ -76,6 +80,9 @@ class MeanFieldPosterior:
     def optimised_kl(self, priors: Mapping[str, Prior]) -> dict[str, Tensor]:
         return {name: priors[name].optimised_kl(q) for name, q in self.factors.items()}
 
+    def log_prior(self, latents: Latents, priors: Mapping[str, Prior]) -> Tensor:
+        return torch.stack([priors[k].log_prob(getattr(latents, k)) for k in self.factors]).sum(0)
+
     def log_prob(self, latents: Latents) -> Tensor:
         values = {name: getattr(latents, name) for name in self.factors}
         if self.frame is not None and "shift" in values:
@@ -84,28 +91,30 @@ class MeanFieldPosterior:
         return torch.stack(terms).sum(0)
 
 
-class MeanField(nn.Module):
+class MeanField(PosteriorHead):
     """The head that turns features into a `MeanFieldPosterior`.
 
     Arguments:
         in_features: The length of the feature vector.
         priors: The prior of each variable to infer, by its name in `Latents`; `z` among them.
+        lattice: None: an encoder's features must be one vector for each image.
     """
 
-    def __init__(self, in_features: int, priors: Mapping[str, Prior]) -> None:
-        super().__init__()
+    def __init__(
+        self, in_features: int, priors: Mapping[str, Prior], lattice: Lattice | None = None
+    ) -> None:
         if "z" not in priors or not set(priors) <= {"z", "theta", "shift"}:
             raise ValueError(f"priors: expected z, and theta or shift, got {sorted(priors)}")
-        # Kept out of the module tree: the model owns the priors.
-        self._families = {name: prior.family for name, prior in priors.items()}
-        self._sizes = [prior.num_params for prior in priors.values()]
-        self.head = nn.Linear(in_features, sum(self._sizes))
+        if lattice is not None:
+            raise ValueError(
+                "model.posterior: mean_field takes one vector of features for each image, and the "
+                f"encoder has them at {len(lattice)} lattice points; use model/posterior=attention"
+            )
+        sizes = [prior.num_params for prior in priors.values()]
+        super().__init__(in_features, sizes, priors, terms=list(priors))
 
-    def forward(self, features: Tensor) -> MeanFieldPosterior:
-        """The posterior of each image, from features with shape (B, in_features)."""
-        # In full precision: bfloat16 would round an angle to a degree.
-        with torch.autocast(features.device.type, enabled=False):
-            params = self.head(features.to(self.head.weight.dtype))
-        parts = params.split(self._sizes, dim=-1)
-        pairs = zip(self._families.items(), parts, strict=True)
+    def forward(self, params: Tensor) -> MeanFieldPosterior:
+        """The posterior of each image, from parameters with shape (B, n)."""
+        parts = params.split(self.sizes, dim=-1)
+        pairs = zip(self.families.items(), parts, strict=True)
         return MeanFieldPosterior({name: family(part) for (name, family), part in pairs})

@@ -1,7 +1,14 @@
 """Priors: one latent variable's prior, the posterior family that matches it, and their KL."""
 
 from svae.priors.base import Prior
-from svae.priors.gaussian import Gaussian, GaussianAngle, GaussianShift
+from svae.priors.gaussian import Gaussian, GaussianAngle, GaussianShift, TargetVAEAngle
 from svae.priors.uniform import UniformAngle
 
-__all__ = ["Gaussian", "GaussianAngle", "GaussianShift", "Prior", "UniformAngle"]
+__all__ = [
+    "Gaussian",
+    "GaussianAngle",
+    "GaussianShift",
+    "Prior",
+    "TargetVAEAngle",
+    "UniformAngle",
+]

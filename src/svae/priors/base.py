@@ -41,15 +41,20 @@ class Prior(nn.Module, ABC):
             q: A distribution that `family` made.
         """
 
+    @property
+    def replaces_kl(self) -> bool:
+        """Whether training minimises another term than the divergence."""
+        return type(self).optimised_kl is not Prior.optimised_kl
+
     def optimised_kl(self, q: Any) -> Tensor:
         """The term that training minimises in the place of `kl`, where the two differ."""
         return self.kl(q)
 
     @abstractmethod
     def on_lattice(self, points: Tensor) -> "tuple[Tensor, Prior | None]":
-        """The prior for a posterior that first picks one of `points`.
+        """The prior for a posterior that first picks one of `points`, with shape (..., M, *event).
 
         Returns:
-            The log-weights of the points (they sum to one), with shape (M,); and the prior
-            around each point, or `None` where the variable lies on the points themselves.
+            The log-weights of the points (they sum to one), with shape (..., M); and the prior of
+            the deviation from a point, or `None` where the variable lies on the points themselves.
         """

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from svae.checks import at_least, image_shape_of, positive
-from svae.distributions import Normal
+from svae.distributions import Normal, WrappedNormal
 from svae.geometry import pixel_size, wrap_angle
 from svae.priors.base import Prior
 
-__all__ = ["Gaussian", "GaussianAngle", "GaussianShift"]
+__all__ = ["AngleFromPoint", "Gaussian", "GaussianAngle", "GaussianShift", "TargetVAEAngle"]
 
 
 class Gaussian(Prior):
@@ -37,7 +37,6 @@ class Gaussian(Prior):
         self.dims = at_least("dims", dims, 0)
         self.std = positive("std", std)
         self.num_params = 2 * dims
-        self.loc: Tensor | float = 0.0
         #: The unit of a posterior's parameters: a network's outputs near zero mean the prior.
         self.unit = self.std
 
@@ -45,17 +44,15 @@ class Gaussian(Prior):
         return f"dims={self.dims}, std={self.std:.4g}"
 
     def log_prob(self, value: Tensor) -> Tensor:
-        loc = torch.zeros_like(value) + self.loc
-        return Normal(loc, torch.full_like(loc, math.log(self.std)), self.event_dims).log_prob(
-            value
-        )
+        log_scale = torch.full_like(value, math.log(self.std))
+        return Normal(torch.zeros_like(value), log_scale, self.event_dims).log_prob(value)
 
     def family(self, params: Tensor, around: Tensor | float = 0.0) -> Normal:
         loc, log_scale = params.chunk(2, dim=-1)
         return Normal(self.unit * loc + around, log_scale + math.log(self.unit), event_dims=1)
 
     def kl(self, q: Normal) -> Tensor:
-        return self.spread_kl(q) + q.sum_event((q.loc - self.loc) ** 2) / (2 * self.std**2)
+        return self.spread_kl(q) + q.sum_event(q.loc**2) / (2 * self.std**2)
 
     def spread_kl(self, q: Normal) -> Tensor:
         """The divergence without the penalty on the mean (spatial-VAE eq. 3), shape (...)."""
@@ -63,8 +60,8 @@ class Gaussian(Prior):
         return q.sum_event(0.5 * torch.exp(2 * ratio) - ratio - 0.5)
 
     def on_lattice(self, points: Tensor) -> tuple[Tensor, Prior | None]:
-        """The density at `points` (M, dims), normalised: the variable lies on the points."""
-        return torch.log_softmax(self.log_prob(points), dim=0), None
+        """The density at `points` (..., M, dims), normalised: the variable lies on the points."""
+        return torch.log_softmax(self.log_prob(points), dim=-1), None
 
 
 class GaussianAngle(Gaussian):
@@ -84,21 +81,64 @@ class GaussianAngle(Gaussian):
         return Normal(self.unit * loc + around, log_scale + math.log(self.unit))
 
     def on_lattice(self, points: Tensor) -> tuple[Tensor, Prior | None]:
-        """Normal conditionals around equally spaced `points` (M,), in radians.
+        """Normal deviations from equally spaced `points` (..., M), in radians.
 
-        Around each point lies N(point, c^2) with c half the spacing (TARGET-VAE's pi/R); the
-        weights are those of N(0, s^2 - c^2), so that the marginal is the prior that was asked
-        for, N(0, s^2): within 5 % where s is the spacing, 1.5 % where it is wide. A narrower one
-        takes c = s / sqrt(2) at most and is matched only in its variance.
+        From each point the angle deviates by N(0, c^2), c being half the spacing (TARGET-VAE's
+        pi/R); the weights are those of N(0, s^2 - c^2), so that the marginal is the prior that
+        was asked for, N(0, s^2): within 5 % where s is the spacing, 1.5 % where it is wide. A
+        narrower one takes c = s / sqrt(2) at most and is matched only in its variance.
         """
-        width = min(math.pi / len(points), self.std / math.sqrt(2))
-        weights = Normal(
-            torch.zeros_like(points),
-            torch.full_like(points, 0.5 * math.log(self.std**2 - width**2)),
-        ).log_prob(wrap_angle(points))
-        around = GaussianAngle(math.degrees(width))
-        around.loc = points
-        return torch.log_softmax(weights, dim=0), around
+        width = min(math.pi / points.shape[-1], self.std / math.sqrt(2))
+        return _at_angles(points, math.sqrt(self.std**2 - width**2)), AngleFromPoint(width)
+
+
+class AngleFromPoint(GaussianAngle):
+    """The normal deviation of an angle from a point of a lattice.
+
+    The divergence is that of normal variables on the line; densities are on the circle, where
+    the ends of neighbouring points meet.
+
+    Arguments:
+        std: The standard deviation in radians.
+    """
+
+    def __init__(self, std: float) -> None:
+        super().__init__(math.degrees(std))
+
+    def family(self, params: Tensor, around: Tensor | float = 0.0) -> WrappedNormal:
+        q = super().family(params, around)
+        return WrappedNormal(q.loc, q.log_scale)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density on the circle in nats per radian; shapes as in `Prior`."""
+        log_scale = torch.full_like(value, math.log(self.std))
+        return WrappedNormal(torch.zeros_like(value), log_scale).log_prob(value)
+
+
+class TargetVAEAngle(GaussianAngle):
+    """A normal angle that becomes, on a lattice, what TARGET-VAE has.
+
+    Its weights are the density N(0, s^2) at the points, the deviation from each is N(0, (pi/R)^2),
+    so that the marginal is wider than N(0, s^2). Without a lattice, as `GaussianAngle`.
+
+    References:
+        Unsupervised object representation learning using translation and rotation group
+        equivariant VAE (Nasiri and Bepler, 2022), its published code.
+
+    Arguments:
+        std_deg: The standard deviation s in degrees.
+    """
+
+    def on_lattice(self, points: Tensor) -> tuple[Tensor, Prior | None]:
+        """The density at `points` (..., M), normalised; half the spacing for the deviation."""
+        return _at_angles(points, self.std), AngleFromPoint(math.pi / points.shape[-1])
+
+
+def _at_angles(points: Tensor, std: float) -> Tensor:
+    """Log-weights (..., M) in proportion to N(0, std^2) at `points`, which are wrapped."""
+    log_scale = torch.full_like(points, math.log(std))
+    density = Normal(torch.zeros_like(points), log_scale).log_prob(wrap_angle(points))
+    return torch.log_softmax(density, dim=-1)
 
 
 class GaussianShift(Gaussian):

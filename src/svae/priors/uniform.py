@@ -20,7 +20,7 @@ from torch import Tensor
 
 from svae.distributions import Normal, WrappedNormal
 from svae.priors.base import Prior
-from svae.priors.gaussian import GaussianAngle
+from svae.priors.gaussian import AngleFromPoint, GaussianAngle
 
 __all__ = ["UniformAngle"]
 
@@ -55,7 +55,6 @@ class UniformAngle(GaussianAngle):
         return self.spread_kl(q)
 
     def on_lattice(self, points: Tensor) -> tuple[Tensor, Prior | None]:
-        """Equal weights, and N(point, (pi/M)^2) around each point: uniform within 1.5 %."""
-        around = GaussianAngle(180 / len(points))
-        around.loc = points
-        return torch.full_like(points, -math.log(len(points))), around
+        """Equal weights, and deviations N(0, (pi/M)^2) from `points` (..., M): flat to 1.5 %."""
+        count = points.shape[-1]
+        return torch.full_like(points, -math.log(count)), AngleFromPoint(math.pi / count)

@@ -141,6 +141,27 @@ CAPTIONS = {
         "Distribution of poses",
         "How often each angle and each position was inferred among the test images.",
     ),
+    "found_pose": (
+        "Found poses",
+        "Images with the inferred centre and the object's own x axis drawn onto them, and where "
+        "it is known the truth, its angle turned by the one that no model can know.",
+    ),
+    "attention": (
+        "Attention",
+        "How probable the model holds each position and each angle, beside the image. Two "
+        "directions half a turn apart mean that it cannot tell which end is up.",
+    ),
+    "aligned": (
+        "Aligned clusters",
+        "A row for each group that k-means finds in the content: the mean of its images, each "
+        "moved and turned back by what was inferred, and some of them. A sharp mean says that "
+        "angles and positions agree.",
+    ),
+    "confusion": (
+        "Labels against clusters",
+        "Which groups the images of each label fall into, in per cent. Groups were found without "
+        "labels; then each was matched with one label, framed here.",
+    ),
     "curves": ("Training curves", "How the bound and its parts changed from epoch to epoch."),
     "worst": (
         "Worst reconstructions",
@@ -148,12 +169,12 @@ CAPTIONS = {
         "mistakes in the data.",
     ),
     "samples": ("Samples", "New objects, drawn at random from the prior."),
-    "interpolation": (
-        "Interpolation",
+    "interpolations": (
+        "Interpolations",
         "From one image to another in equal steps of the latents. A good model passes through "
         "plausible objects.",
     ),
-    "rotation": ("Rotation", "One object, turned by the model through a full circle."),
+    "rotations": ("Rotations", "Objects, turned by the model through a full circle."),
 }
 
 

@@ -1,0 +1,197 @@
+r"""The encoder of TARGET-VAE: equivariant to translations and to R rotations.
+
+.. math:: h_{k}(t, r) = \sum_u w_k(R(-\theta_r) u) \, y(t + u) + b_k, \qquad \theta_r = 2 \pi r / R
+
+Every filter is laid over the image at every position and in every one of R turns; what follows
+acts on each (position, rotation) by itself. An image turned by :math:`\theta_r` so has the
+features of the original, with the rotations moved on by r and the positions turned, and a shifted
+image has shifted features. A filter turned counter-clockwise answers to an object turned
+counter-clockwise: rotation r stands for the angle :math:`\theta_r` of `geometry.py`.
+
+References:
+    Unsupervised object representation learning using translation and rotation group equivariant
+    VAE (Nasiri and Bepler, 2022).
+    Group equivariant convolutional networks (Cohen and Welling, 2016), section 6.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from svae.checks import at_least, image_shape_of
+from svae.geometry import pixel_grid, pixel_size, rotate_image
+from svae.lattice import Lattice
+from svae.networks import activation_named, compute_dtype
+
+__all__ = ["GroupConv"]
+
+# Numbers in the patches of the images that are encoded at once: 64 MB in bfloat16.
+_PATCHES_AT_ONCE = 32_000_000
+
+
+class GroupConv(nn.Module):
+    """A lifting convolution with turned filters, then layers on each (position, rotation).
+
+    The lattice of positions is symmetric about the image's centre. Equivariance is exact for
+    turns by 90 degrees of square images (where R is a multiple of 4) and for shifts by whole
+    strides that keep the object within the padded image; for turns between, as exact as bilinear
+    interpolation of image and filters.
+
+    Arguments:
+        image_shape: The shape of the images, (C, H, W).
+        group_order: The number of rotations R; 1 is a plain convolution.
+        channels: The number of filters, and the width of the layers that follow.
+        kernel_size: The side of the filters in pixels; at most that of the image.
+        padding: How many black pixels are put around the image; each lets the lattice reach one
+            pixel further.
+        stride: The distance of neighbouring positions in pixels.
+        layers: The number of layers, the convolution among them.
+        activation: tanh, leaky_relu, gelu or silu.
+        disc: Whether filters are cut to a disc, so that no turn loses their corners.
+        pool_rotations: Whether the rotations are merged by a learned weighted sum: the lattice
+            has positions only, and the angle is left to the posterior at each of them.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        group_order: int = 8,
+        channels: int = 128,
+        kernel_size: int = 28,
+        padding: int = 8,
+        stride: int = 1,
+        layers: int = 2,
+        activation: str = "leaky_relu",
+        disc: bool = True,
+        pool_rotations: bool = False,
+    ) -> None:
+        super().__init__()
+        in_channels, height, width = image_shape_of(image_shape)
+        self.group_order = at_least("group_order", group_order, 1)
+        self.kernel_size = at_least("kernel_size", kernel_size, 1)
+        self.stride = at_least("stride", stride, 1)
+        if kernel_size > min(height, width):
+            raise ValueError(
+                f"kernel_size: expected at most the {min(height, width)} pixels of the image's "
+                f"shorter side, got {kernel_size}"
+            )
+        at_least("padding", padding, 0)
+        rows, top = _positions(height, kernel_size, padding, stride)
+        columns, left = _positions(width, kernel_size, padding, stride)
+        # (left, right, top, bottom): what the positions do not reach is not padded.
+        self.margins = (left, left, top, top)
+        self.out_features = at_least("channels", channels, 1)
+        at_least("layers", layers, 1)
+
+        bound = 1 / math.sqrt(in_channels * kernel_size**2)
+        filters = torch.empty(channels, in_channels, kernel_size, kernel_size)
+        self.filters = nn.Parameter(filters.uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
+        self.activation = activation_named(activation)
+        pointwise: list[nn.Module] = []
+        for _ in range(layers - 1):
+            pointwise += [nn.Linear(channels, channels), activation_named(activation)]
+        self.pointwise = nn.Sequential(*pointwise)
+        self.pool = nn.Linear(group_order, 1) if pool_rotations else None
+
+        kept = torch.ones(kernel_size, kernel_size)
+        if disc:
+            radius = pixel_grid(kernel_size, kernel_size).norm(dim=-1) if kernel_size > 1 else kept
+            kept = (radius <= 1 + 1e-6).float().view(kernel_size, kernel_size)
+        self.register_buffer("kept", kept, persistent=False)
+        self.kept: Tensor
+        spacing = stride * pixel_size(height, width)
+        rotations = 1 if pool_rotations else group_order
+        #: The poses that the features belong to.
+        self.lattice = Lattice.centred(rotations, (rows, columns), spacing)
+        per_image = rows * columns * in_channels * kernel_size**2
+        #: How many images are best encoded at a time.
+        self.images_at_once = max(1, _PATCHES_AT_ONCE // per_image)
+
+    def extra_repr(self) -> str:
+        rows, columns = self.lattice.shape
+        return f"positions={rows}x{columns}, rotations={self.group_order}"
+
+    def turned_filters(self) -> Tensor:
+        """Every filter in every turn, with shape (R, K, C, k, k)."""
+        filters = self.filters * self.kept
+        # Turns by a quarter are exact, so that those of a multiple of 4 are made from one quarter.
+        quarters = 4 if self.group_order % 4 == 0 else 1
+        count = self.group_order // quarters
+        angles = torch.arange(count, device=filters.device) * (2 * math.pi / self.group_order)
+        if count > 1 and self.kernel_size > 1:
+            images = filters.flatten(0, 1).expand(count, -1, -1, -1)
+            turned = rotate_image(images, angles).unflatten(1, filters.shape[:2])
+            turned = torch.cat((filters[None], turned[1:]))
+        else:
+            turned = filters.expand(count, *filters.shape)
+        return torch.cat([torch.rot90(turned, i, (-2, -1)) for i in range(quarters)])
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features (B, P, R, channels) at every lattice point, of images (B, C, H, W)."""
+        dtype = compute_dtype(image)
+        filters = self.turned_filters().flatten(0, 1).flatten(1).to(dtype)  # (R K, C k k)
+        padded = pad(image.to(dtype), self.margins)
+        features = _Lift.apply(padded, filters, self.kernel_size, self.stride)
+        features = features.unflatten(-1, (self.group_order, -1)) + self.bias.to(dtype)
+        features = self.activation(features)
+        if self.pool is not None:
+            features = self.pool(features.transpose(-1, -2)).transpose(-1, -2)
+        return self.pointwise(features)
+
+
+class _Lift(torch.autograd.Function):
+    """Cross-correlation with image-sized filters as one matrix product.
+
+    The patches take as many times the memory of the image as a filter has pixels; they are made
+    again in the backward pass instead of kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, filters: Tensor, kernel: int, stride: int) -> Tensor:
+        ctx.save_for_backward(image, filters)
+        ctx.kernel, ctx.stride = kernel, stride
+        return _patches(image, kernel, stride) @ filters.t()  # (B, P, R K)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        image, filters = ctx.saved_tensors
+        grad_image = grad_filters = None
+        if ctx.needs_input_grad[1]:
+            patches = _patches(image, ctx.kernel, ctx.stride).flatten(0, 1)
+            grad_filters = grad.flatten(0, 1).t() @ patches
+        if ctx.needs_input_grad[0]:
+            grad_image = torch.nn.functional.fold(
+                (grad @ filters).transpose(1, 2), image.shape[-2:], ctx.kernel, stride=ctx.stride
+            )
+        return grad_image, grad_filters, None, None
+
+
+def _patches(image: Tensor, kernel: int, stride: int) -> Tensor:
+    """What lies under the filter at every position: (B, P, C k k) of images (B, C, H, W)."""
+    patches = image.unfold(2, kernel, stride).unfold(3, kernel, stride)  # (B, C, h, w, k, k)
+    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
+def _positions(size: int, kernel: int, padding: int, stride: int) -> tuple[int, int]:
+    """How many positions there are along one side, and how much padding they need on each end."""
+    reach = size + 2 * padding - kernel
+    if reach < 0:
+        raise ValueError(
+            f"kernel_size, padding: a kernel of {kernel} px fits nowhere on {size} px with "
+            f"{padding} px of padding"
+        )
+    left_over = reach % stride
+    if left_over % 2:
+        raise ValueError(
+            f"stride: positions {stride} px apart cannot lie symmetrically about the centre of "
+            f"{size} px under a kernel of {kernel} px; use a kernel one pixel larger or smaller, "
+            "or an odd stride"
+        )
+    return reach // stride + 1, padding - left_over // 2

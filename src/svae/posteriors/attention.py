@@ -1,0 +1,431 @@
+r"""The posterior of TARGET-VAE: attention over a lattice of positions t and rotations r.
+
+.. math:: q(z, \theta, t, r | y) = q(t, r | y) \, q(\theta | t, r, y) \, q(z | t, r, y)
+
+The object lies on a lattice position; its angle deviates from that of a lattice rotation. With
+the prior :math:`p(t) p(r) p(\theta | r) p(z)`, the divergence is
+
+.. math:: KL(q(t, r) || p(t) p(r)) + \sum_{t, r} q(t, r)
+          [KL(q(\theta | t, r) || p(\theta | r)) + KL(q(z | t, r) || p(z))],
+
+exactly, as a sum over the lattice. What :math:`p(r) p(\theta | r)` a prior on the angle becomes,
+and how near their marginal is to it, is said at its `on_lattice`.
+
+References:
+    Unsupervised object representation learning using translation and rotation group equivariant
+    VAE (Nasiri and Bepler, 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from svae.distributions import Distribution
+from svae.geometry import rotate, wrap_angle
+from svae.latents import Latents
+from svae.lattice import Lattice
+from svae.noise import Noise
+from svae.posteriors.base import PosteriorHead
+from svae.priors import Prior
+
+__all__ = ["Attention", "AttentionPosterior", "Sampling"]
+
+Priors = Mapping[str, Prior]
+
+# In grid units: a shift farther than this from every position is not on the lattice.
+_ON_POSITION = 1e-4
+
+
+class Sampling(Protocol):
+    """How an attention posterior is used; see `svae.posteriors.sampling`."""
+
+    def reported(self, q: AttentionPosterior) -> AttentionPosterior:
+        """The posterior that the network stands for: what is evaluated."""
+
+    def trained(self, q: AttentionPosterior, noise: Noise) -> AttentionPosterior:
+        """The posterior in the training step number `noise.step`."""
+
+
+@dataclass(frozen=True)
+class AttentionPosterior:
+    """Points of a lattice with their probabilities, and what is inferred at each.
+
+    Arguments:
+        head: What made it, which knows the lattice.
+        log_weights: Log-probabilities of the points, with shape (B, M).
+        params: The parameters of the variables at each point, with shape (B, M, n).
+        points: Which points of the lattice these are, with shape (B, M); all of them if None.
+        frame: The angle (B,) by which the lattice is turned against the image's axes; not at all
+            if None.
+        sampler: How `rsample` samples, where it does not draw points and then what is at them.
+        gives_bound: Whether what `rsample` gives is a sample of the posterior, so that the ELBO
+            estimated from it is a bound.
+    """
+
+    head: Attention
+    log_weights: Tensor
+    params: Tensor
+    points: Tensor | None = None
+    frame: Tensor | None = None
+    sampler: Callable[[AttentionPosterior, int, Noise], tuple[Latents, Tensor]] | None = None
+    gives_bound: bool = True
+
+    # ---- the lattice
+
+    @property
+    def lattice(self) -> Lattice:
+        """The poses that the posterior chooses from, before they are turned by `frame`."""
+        return self.head.lattice
+
+    @property
+    def weights(self) -> Tensor:
+        """The probability of every lattice point, with shape (B, P, R); they sum to one."""
+        weights = self.log_weights.exp()
+        if self.points is not None:
+            everywhere = weights.new_zeros(len(weights), len(self.lattice))
+            weights = everywhere.scatter(1, self.points, weights)
+        return weights.unflatten(1, (len(self.lattice.shifts), len(self.lattice.angles)))
+
+    def truncated(self, columns: Tensor) -> AttentionPosterior:
+        """The posterior with some of its points only, renormalised.
+
+        Arguments:
+            columns: Which of the M points are kept, with shape (B, k), each once.
+        """
+        return replace(
+            self,
+            log_weights=self.log_weights.gather(1, columns).log_softmax(1),
+            params=_columns(self.params, columns),
+            points=_columns(self.rows(), columns),
+        )
+
+    def rows(self) -> Tensor:
+        """The numbers of the points among all of the lattice, with shape (B, M)."""
+        if self.points is not None:
+            return self.points
+        return torch.arange(len(self.lattice), device=self.params.device).expand(
+            len(self.params), -1
+        )
+
+    def at(self, columns: Tensor | None = None) -> tuple[dict[str, Distribution], Tensor]:
+        """What is inferred at points: the distribution of each variable, and the position.
+
+        Arguments:
+            columns: Which of the points, with shape (B, m); they may repeat. All by default.
+
+        Returns:
+            Distributions of values with shape (B, m, *event), and positions (B, m, 2); all in the
+            frame of the lattice.
+        """
+        rows, params = self.rows(), self.params
+        if columns is not None:
+            rows, params = _columns(rows, columns), _columns(params, columns)
+        rotations = len(self.lattice.angles)
+        q = self.head.conditionals(params, rows % rotations)
+        return q, self.lattice.shifts[rows // rotations]
+
+    def latents(self, values: Mapping[str, Tensor], shift: Tensor) -> Latents:
+        """Latents in the image's frame, of values and shifts (..., B, 2) in the lattice's."""
+        z = values["z"]
+        latents = Latents(z, values.get("theta", z.new_zeros(z.shape[:-1])), shift)
+        return latents if self.frame is None else latents.turned(self.frame)
+
+    # ---- samples
+
+    def sample_points(self, count: int, noise: Noise) -> Tensor:
+        """Independent draws of a point: columns, with shape (B, count)."""
+        cumulative = self.log_weights.double().softmax(1).cumsum(1)
+        u = noise.uniform("point", count) * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, u).clamp(max=cumulative.shape[1] - 1)
+
+    def rsample(self, count: int, noise: Noise) -> tuple[Latents, Tensor]:
+        if self.sampler is not None:
+            return self.sampler(self, count, noise)
+        q, shift = self.at(self.sample_points(count, noise))
+        values = {name: d.rsample(1, noise, name)[0].transpose(0, 1) for name, d in q.items()}
+        latents = self.latents(values, shift.transpose(0, 1))
+        return latents, torch.full_like(latents.theta, 1 / count)
+
+    def enumerate(self, count: int, noise: Noise) -> tuple[Latents, Tensor]:
+        """`count` samples at every point (count * M, B), weighted by the points' probabilities."""
+        q, shift = self.at()
+        values = {
+            name: d.rsample(count, noise, name).transpose(1, 2).flatten(0, 1)
+            for name, d in q.items()
+        }
+        latents = self.latents(values, shift.transpose(0, 1).repeat(count, 1, 1))
+        return latents, self.log_weights.exp().t().repeat(count, 1) / count
+
+    # ---- summaries
+
+    def _best(self) -> Tensor:
+        return self.log_weights.argmax(1, keepdim=True)
+
+    def mode(self) -> Latents:
+        """The mode at the most probable lattice point."""
+        q, shift = self.at(self._best())
+        return self.latents({name: d.mode[:, 0] for name, d in q.items()}, shift[:, 0])
+
+    def representation(self) -> Tensor:
+        z = self.at(self._best())[0]["z"]
+        return torch.cat((z.mode, z.stddev), dim=-1).squeeze(1)
+
+    def uncertainty(self) -> Latents:
+        r"""Standard deviations over the whole lattice; that of an angle is the circular one.
+
+        .. math:: \sqrt{-2 \log |E e^{i \theta}|}
+        """
+        weights = self.log_weights.exp()
+        q, shift = self.at()
+        z = _spread(weights, q["z"].mode, q["z"].stddev)
+        theta = z.new_zeros(len(z))
+        if "theta" in q:
+            loc, part = q["theta"].mode, weights * torch.exp(-0.5 * q["theta"].stddev ** 2)
+            resultant = torch.hypot((part * loc.cos()).sum(1), (part * loc.sin()).sum(1))
+            theta = (-2 * resultant.clamp(1e-12, 1).log()).sqrt()
+        if self.frame is not None:
+            shift = rotate(shift, self.frame.unsqueeze(-1))
+        return Latents(z, theta, _spread(weights, shift, torch.zeros_like(shift)))
+
+    def turned(self, angle: Tensor) -> AttentionPosterior:
+        """The posterior of the latents of the images turned by `angle` (B,).
+
+        The lattice turns with the image, and the prior is put onto the turned lattice.
+        """
+        return replace(self, frame=angle if self.frame is None else self.frame + angle)
+
+    # ---- divergences and densities
+
+    def kl(self, priors: Priors) -> dict[str, Tensor]:
+        return self._divergences(priors, lambda prior, q: prior.kl(q))
+
+    def optimised_kl(self, priors: Priors) -> dict[str, Tensor]:
+        return self._divergences(priors, lambda prior, q: prior.optimised_kl(q))
+
+    def _divergences(
+        self, priors: Priors, divergence: Callable[[Prior, Distribution], Tensor]
+    ) -> dict[str, Tensor]:
+        weights = self.log_weights.exp()
+        log_prior = self._log_lattice_prior(priors).flatten(1).expand(len(weights), -1)
+        # Divergences of the deviations: to turn or to move both sides changes nothing.
+        q = self.head.conditionals(self.params)
+        around = self.head.around(priors)
+        terms = {name: (weights * divergence(around[name], d)).sum(1) for name, d in q.items()}
+        excess = self.log_weights - _columns(log_prior, self.rows())
+        return terms | {"lattice": (weights * excess).sum(1)}
+
+    def _log_lattice_prior(self, priors: Priors) -> Tensor:
+        """Log-probabilities of the points under the prior, with shape (B or 1, P, R)."""
+        angles = self.lattice.angles
+        if self.frame is not None:
+            angles = wrap_angle(angles + self.frame.unsqueeze(-1))
+        rotations = self.head.log_rotations(priors, angles)
+        return self.head.log_positions(priors).unsqueeze(-1) + rotations.reshape(
+            -1, 1, len(self.head.angles)
+        )
+
+    def log_prior(self, latents: Latents, priors: Priors) -> Tensor:
+        """Log prior density of content and angle, and log prior mass of the lattice position.
+
+        The angle's is the marginal over the rotations of the prior that the divergence has.
+        """
+        position, off = self._position_of(latents)
+        log_lattice = self._log_lattice_prior(priors).expand(len(self.params), -1, -1)
+        log_prior = log_lattice[torch.arange(len(log_lattice)), position]  # (..., B, R)
+        if "theta" in priors:
+            back = latents.theta if self.frame is None else latents.theta - self.frame
+            deviation = back.unsqueeze(-1) - self.head.offsets
+            log_prior = log_prior + self.head.around(priors)["theta"].log_prob(deviation)
+        log_prior = log_prior.logsumexp(-1) + priors["z"].log_prob(latents.z)
+        return log_prior.masked_fill(off, -torch.inf)
+
+    def log_prob(self, latents: Latents) -> Tensor:
+        """Log-density of content and angle, and log-mass of the lattice position, (..., B).
+
+        Summed over the rotations; minus infinity off the lattice.
+        """
+        flat = latents.map(lambda value: value.reshape(-1, *value.shape[latents.theta.ndim - 1 :]))
+        log_prob = torch.stack([self._log_prob(flat[i]) for i in range(len(flat))])
+        return log_prob.reshape(latents.theta.shape)
+
+    def _log_prob(self, latents: Latents) -> Tensor:
+        """`log_prob` of latents with shape (B, ...)."""
+        position, off = self._position_of(latents)
+        rotations = len(self.lattice.angles)
+        if self.points is None:
+            # The points at that position are all its rotations, one after another.
+            first = position.unsqueeze(-1) * rotations
+            columns = first + torch.arange(rotations, device=first.device)
+            elsewhere = torch.zeros_like(columns, dtype=torch.bool)
+        else:
+            columns = torch.arange(self.points.shape[1], device=position.device)
+            columns = columns.expand(len(position), -1)
+            elsewhere = self.points // rotations != position.unsqueeze(-1)
+        back = latents if self.frame is None else latents.turned(-self.frame)
+        log_prob = self.log_weights.gather(1, columns)
+        for name, q in self.at(columns)[0].items():
+            log_prob = log_prob + q.log_prob(getattr(back, name).unsqueeze(1))
+        return (
+            log_prob.masked_fill(elsewhere, -torch.inf).logsumexp(1).masked_fill(off, -torch.inf)
+        )
+
+    def _position_of(self, latents: Latents) -> tuple[Tensor, Tensor]:
+        """The position (..., B) that each shift lies on, and whether it lies on none."""
+        shift = latents.shift if self.frame is None else rotate(latents.shift, -self.frame)
+        # Matrix products would lose the last digits of small distances.
+        exact = "donot_use_mm_for_euclid_dist"
+        flat = shift.flatten(0, -2)
+        distance, nearest = torch.cdist(flat, self.lattice.shifts, compute_mode=exact).min(-1)
+        shape = shift.shape[:-1]
+        return nearest.reshape(shape), (distance > _ON_POSITION).reshape(shape)
+
+
+class Attention(PosteriorHead):
+    """The head that turns features at lattice points into an `AttentionPosterior`.
+
+    Arguments:
+        in_features: The length of the features of a lattice point.
+        priors: The prior of each variable to infer, by its name in `Latents`; `z` among them.
+        lattice: The poses that the encoder has features of.
+        sampling: How the lattice is sampled: an object of `svae.posteriors.sampling`.
+        offsets: Whether the angle at a point is a deviation from that of its rotation. Without,
+            it has its whole prior at each of them.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        priors: Priors,
+        lattice: Lattice | None,
+        sampling: Sampling,
+        offsets: bool = True,
+    ) -> None:
+        if lattice is None:
+            raise ValueError(
+                "model.posterior: attention needs an encoder with a lattice of poses, such as "
+                "model/encoder=group_conv"
+            )
+        rotations, positions = len(lattice.angles), len(lattice.shifts)
+        if rotations > 1 and "theta" not in priors:
+            raise ValueError(
+                f"group_order: expected 1 where infer_theta is false, got {rotations} rotations"
+            )
+        if (positions > 1) != ("shift" in priors):
+            raise ValueError(
+                f"infer_shift: expected {str(positions > 1).lower()} with the {positions} lattice "
+                "positions that kernel_size, padding and stride of the encoder leave"
+            )
+        angles = lattice.angles.float()
+        deviates = offsets and rotations > 1
+        around = _around(priors, angles, deviates)
+        sizes = [1, *(prior.num_params for prior in around.values())]
+        super().__init__(in_features, sizes, around, terms=[*around, "lattice"])
+        self.sampling = sampling
+        self.deviates = deviates
+        self.shape = lattice.shape
+        self.register_buffer("angles", angles, persistent=False)
+        self.register_buffer("shifts", lattice.shifts.float(), persistent=False)
+        self.register_buffer("offsets", angles * deviates, persistent=False)
+        self.angles: Tensor
+        self.shifts: Tensor
+        self.offsets: Tensor
+        # Not a dictionary of modules: the model owns the priors.
+        self._priors = dict(priors)
+        self.log_positions(priors)
+
+    @property
+    def lattice(self) -> Lattice:
+        """The poses to choose from."""
+        return Lattice(self.angles, self.shifts, self.shape)
+
+    def around(self, priors: Priors) -> dict[str, Prior]:
+        """The prior of what is inferred at a point: of `z`, and of the angle's deviation."""
+        return _around(priors, self.angles, self.deviates)
+
+    def log_rotations(self, priors: Priors, angles: Tensor) -> Tensor:
+        """Log prior probabilities of rotations by `angles`, with shape (..., R)."""
+        if self.deviates:
+            return priors["theta"].on_lattice(angles)[0]
+        return torch.full_like(angles, 1 / angles.shape[-1]).log()
+
+    def log_positions(self, priors: Priors) -> Tensor:
+        """Log prior probabilities of the positions, with shape (P,)."""
+        if "shift" not in priors:
+            return self.shifts.new_zeros(len(self.shifts))
+        log_weights, around = priors["shift"].on_lattice(self.shifts)
+        if around is not None:
+            raise ValueError(
+                f"prior.shift: {type(priors['shift']).__name__} does not put a shift onto the "
+                "points of a lattice, as attention needs it"
+            )
+        return log_weights
+
+    def conditionals(
+        self, params: Tensor, rotations: Tensor | None = None
+    ) -> dict[str, Distribution]:
+        """The distribution of each variable at points.
+
+        Arguments:
+            params: Parameters, with shape (B, m, n).
+            rotations: The rotation of each point, with shape (B, m). Without, the angle is the
+                deviation from it.
+        """
+        parts = params.split(self.sizes[1:], dim=-1)
+        pairs = zip(self.families.items(), parts, strict=True)
+        offset = 0.0 if rotations is None else self.offsets[rotations]
+        return {
+            name: family(part, offset) if name == "theta" else family(part)
+            for (name, family), part in pairs
+        }
+
+    def forward(self, params: Tensor) -> AttentionPosterior:
+        """The posterior of each image, from parameters with shape (B, P, R, n)."""
+        return self.sampling.reported(self._everywhere(params))
+
+    def trained(self, params: Tensor, noise: Noise) -> AttentionPosterior:
+        return self.sampling.trained(self._everywhere(params), noise)
+
+    def _everywhere(self, params: Tensor) -> AttentionPosterior:
+        logits, rest = params.flatten(1, 2).split((1, sum(self.sizes[1:])), dim=-1)
+        # The network's part is relative to the prior, which a fresh network so is about.
+        positions = self.log_positions(self._priors).unsqueeze(-1)
+        prior = (positions + self.log_rotations(self._priors, self.angles)).flatten()
+        return AttentionPosterior(self, (logits.squeeze(-1) + prior).log_softmax(1), rest)
+
+
+def _around(priors: Priors, angles: Tensor, deviates: bool) -> dict[str, Prior]:
+    found = {"z": priors["z"]}
+    if "theta" in priors:
+        found["theta"] = priors["theta"]
+    if deviates:
+        deviation = priors["theta"].on_lattice(angles)[1]
+        if deviation is None:
+            raise ValueError(
+                f"prior.theta: {type(priors['theta']).__name__} leaves nothing between the "
+                "rotations of a lattice; use model.posterior.offsets=false"
+            )
+        found["theta"] = deviation
+    return found
+
+
+def gumbel(noise: Noise, purpose: str, like: Tensor) -> Tensor:
+    """Standard Gumbel noise with the shape and type of `like` (B, M)."""
+    return -(-noise.uniform(purpose, like.shape[1]).log()).log().to(like)
+
+
+def _columns(value: Tensor, columns: Tensor) -> Tensor:
+    """Of `value` (B, M, ...), the columns (B, m) of each row: (B, m, ...)."""
+    index = columns.reshape(*columns.shape, *(1,) * (value.ndim - 2))
+    return value.gather(1, index.expand(-1, -1, *value.shape[2:]))
+
+
+def _spread(weights: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Standard deviations (B, D) of a mixture with weights (B, M), means and stds (B, M, D)."""
+    weights = weights.unsqueeze(-1)
+    centre = (weights * mean).sum(1, keepdim=True)
+    return (weights * (std**2 + (mean - centre) ** 2)).sum(1).sqrt()
