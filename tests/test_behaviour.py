@@ -12,6 +12,7 @@ from tests.helpers import run_command
 
 import svae
 import svae.train
+from svae.run import first_difference
 
 SMALL = [
     "dataset.train_copies=1",
@@ -123,9 +124,19 @@ def test_no_run_of_the_same_kind(tmp_path):
 def test_a_difference_without_matter_hides_no_other():
     old = {"dataset": {"data_dir": "a", "shift_std_px": 1.4, "eval_batch_size": 5}}
     new = {"dataset": {"data_dir": "b", "shift_std_px": 3.0, "eval_batch_size": 6}}
-    assert svae.train.first_difference(old, new, "dataset") == "dataset.shift_std_px"
+    assert first_difference(old, new, ["dataset"]) == ("dataset.shift_std_px", 1.4, 3.0)
     new["dataset"]["shift_std_px"] = 1.4
-    assert svae.train.first_difference(old, new, "dataset") is None
+    assert first_difference(old, new, ["dataset"]) is None
+
+
+def test_the_first_difference_is_in_the_order_of_the_sections():
+    old = {"seed": 1, "model": {"z_dim": 2, "encoder": {"hidden": [8, 8]}}, "prior": None}
+    new = {"seed": 2, "model": {"z_dim": 2, "encoder": {"hidden": [8, 9]}}, "prior": {"z": 1}}
+    hidden = ("model.encoder.hidden", [8, 8], [8, 9])
+    assert first_difference(old, new, ["model", "seed"]) == hidden
+    assert first_difference(old, new, ["seed", "model"]) == ("seed", 1, 2)
+    assert first_difference(old, new, ["prior"]) == ("prior", None, {"z": 1})
+    assert first_difference(old, new, ["logger"]) is None
 
 
 def test_a_full_disk_costs_nothing_that_was_saved(tmp_path):

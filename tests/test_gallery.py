@@ -179,10 +179,14 @@ def test_objects_turn_counter_clockwise_all_around(make_model):
 def test_the_true_pose_where_it_is_known(make_model, shown):
     model = make_model().eval()
     truth = {"theta": torch.randn(6), "shift": torch.randn(6, 2)}
-    found, _ = infer_batch(model, batch_of(model, **truth))
+    symmetry = torch.tensor([1, 2, 4, 1, 2, 4])
+    found, _ = infer_batch(model, batch_of(model, **truth, symmetry=symmetry))
+    found = replace(found, reference_theta=torch.randn(6))
     name, _ = Gallery(model).pose(found)
     assert name == "pose"
-    theta, true_theta, shift, true_shift, step = shown["pose_figure"][0]
+    theta, true_theta, shift, true_shift, step, orders, reference = shown["pose_figure"][0]
+    assert_close(orders, symmetry)
+    assert_close(reference, found.reference_theta)
     assert_close(theta, found.latents.theta)
     assert_close(true_theta, truth["theta"])
     assert_close(shift, found.latents.shift)
@@ -327,7 +331,9 @@ def test_of_many_clusters_twenty_are_drawn(make_model, shown):
     everyone = turned(60, label=torch.arange(60) % 30)
     gallery = Gallery(make_model().eval())
     gallery.aligned(lambda index: torch.rand(len(index), 1, 9, 9), everyone, everyone.label)
-    assert len(shown["aligned_figure"][0][0]) == 20
+    (found, *_), options = shown["aligned_figure"]
+    assert len(found) == 20
+    assert options["total"] == 30
 
 
 def test_latents_that_are_not_finite_leave_the_reconstructions(make_model):

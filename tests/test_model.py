@@ -13,6 +13,7 @@ from svae.likelihoods import Bernoulli, PerPixelGaussian
 from svae.likelihoods import Gaussian as GaussianLikelihood
 from svae.metrics.bounds import importance_weighted_bound
 from svae.noise import Noise
+from svae.pixels import draw_pixels
 from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle
 
 INDEX = torch.arange(6)
@@ -122,14 +123,15 @@ def test_a_subset_of_pixels_estimates_the_same_bound(make_model):
         noise = Noise(0, 0, torch.arange(4000))
         with torch.no_grad():
             exact = model.log_likelihood(images[:1], latents[:, :1])
-            for pixels in (1, 4, 7):
-                subset = model._subset(noise, pixels)
-                assert subset.shape == (4000, pixels)
+            for pixels, focus in ((1, 0.0), (4, 0.5), (7, 0.9), (7, 0.0)):
+                scored = model.likelihood.scored_pixels
+                subset = draw_pixels(images, noise, scored, pixels, focus)
+                assert subset.places.shape == subset.weight.shape == (4000, pixels)
                 estimates = model.log_likelihood(images, latents, subset)
                 error = estimates.std().item() / math.sqrt(4000)
                 assert_close(estimates.mean(), exact.squeeze(), atol=4 * error, rtol=0)
             # Every scored pixel is drawn equally often, and no other.
-            counts = subset.flatten().bincount(minlength=81)[model.likelihood.scored_pixels]
+            counts = subset.places.flatten().bincount(minlength=81)[model.likelihood.scored_pixels]
             assert counts.sum() == 4000 * 7
             expected = 4000 * 7 / len(counts)
             assert (counts - expected).abs().max() < 5 * math.sqrt(expected)

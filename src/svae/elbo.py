@@ -1,5 +1,6 @@
 """The evidence lower bound of images, image by image."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -35,13 +36,18 @@ class ELBO:
         """The evidence lower bound, with shape (B,)."""
         return self.log_likelihood - _total(self.kl, self.log_likelihood)
 
-    def objective(self, beta: float = 1.0) -> Tensor:
+    def objective(self, beta: float | Mapping[str, float] = 1.0) -> Tensor:
         """What training maximises, with shape (B,): the bound where beta is 1 and no term differs.
+
+        Arguments:
+            beta: The weight of all divergences, or of each by its name.
 
         References:
             beta-VAE: learning basic visual concepts (Higgins et al., 2017), eq. 4.
         """
-        return self.log_likelihood - beta * _total(self.optimised_kl, self.log_likelihood)
+        weights = beta if isinstance(beta, Mapping) else dict.fromkeys(self.optimised_kl, beta)
+        weighted = {name: weights[name] * kl for name, kl in self.optimised_kl.items()}
+        return self.log_likelihood - _total(weighted, self.log_likelihood)
 
 
 def _total(terms: dict[str, Tensor], like: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from svae.report import write_report
 from svae.run import (
     build_module,
     checkpoint_path,
+    first_difference,
     in_short,
     load_weights,
     prepared_data,
@@ -29,7 +30,6 @@ from svae.run import (
     resolve_hardware,
 )
 from svae.tables import write_csv
-from svae.train import first_difference
 
 __all__ = ["evaluate", "main"]
 
@@ -185,9 +185,8 @@ def check_several(runs: Sequence[str], cfg: DictConfig) -> None:
     first = settings_of(runs[0])
     for run in runs[1:]:
         other = settings_of(run)
-        names = (first_difference(first, other, section) for section in ALIKE)
-        if name := next((name for name in names if name), None):
-            old, new = (OmegaConf.select(OmegaConf.create(one), name) for one in (first, other))
+        if found := first_difference(first, other, ALIKE):
+            name, old, new = found
             log.warning(
                 "run: different settings, so that the mean is of no one model: %s is %r in %s "
                 "and %r in %s",

@@ -13,7 +13,7 @@ from svae.checks import at_least
 from svae.geometry import pixel_size, remove_pose, wrap_angle
 from svae.inferred import Inferred
 from svae.latents import Latents
-from svae.metrics import angle_offset
+from svae.metrics import angle_offsets, comparable_angles
 from svae.model import SpatialVAE
 from svae.noise import Noise
 
@@ -223,8 +223,8 @@ class Gallery:
     def true_pose(self, inferred: Inferred, everyone: Inferred) -> figures.Pose:
         """What `inferred_pose` had to be, where that is known.
 
-        True angles are turned by `angle_offset`, which is found for each order of symmetry by
-        itself; of the angles at which an object looks the same, it is the nearest one.
+        True angles are turned by `angle_offsets`; of the angles at which an object looks the
+        same, it is the nearest one.
 
         Arguments:
             inferred: Of some images.
@@ -234,15 +234,11 @@ class Gallery:
         true_shift = None if shift is None else inferred.shift
         if theta is None or inferred.theta is None:
             return None, true_shift
-        orders = _orders(inferred)
-        true = torch.empty_like(_angles(inferred)[1])
-        for order in orders.unique():
-            # A test cut short may lack what is shown.
-            some = everyone if (_orders(everyone) == order).any() else inferred
-            offset = angle_offset(*(order * a[_orders(some) == order] for a in _angles(some)))
-            a, b = (order * angle[orders == order] for angle in _angles(inferred))
-            true[orders == order] = (a - wrap_angle(a - b - offset)) / order
-        return true, true_shift
+        own = _angles(inferred)
+        # A test cut short may lack what is shown.
+        offsets = angle_offsets(*own) | angle_offsets(*_angles(everyone))
+        without_offset, true = comparable_angles(*own, offsets)
+        return true + (own[0] - without_offset), true_shift
 
     def pose(self, inferred: Inferred) -> tuple[str, Figure] | None:
         """`pose` against the truth where it is known, else its `pose_histogram`."""
@@ -250,7 +246,13 @@ class Gallery:
         pairs = ((theta, inferred.theta), (shift, inferred.shift))
         if any(a is not None and b is not None for a, b in pairs):
             return "pose", figures.pose_figure(
-                theta, inferred.theta, shift, inferred.shift, self.pixel_size
+                theta,
+                inferred.theta,
+                shift,
+                inferred.shift,
+                self.pixel_size,
+                inferred.symmetry,
+                inferred.reference_theta,
             )
         if theta is None and shift is None:
             return None
@@ -292,7 +294,7 @@ class Gallery:
         clusters: Tensor,
         label_names: Sequence[str] | None = None,
     ) -> Figure:
-        """Up to 20 clusters: the mean of at most 200 images without pose, and some of those.
+        """The first 20 clusters: the mean of at most 200 images without pose, and some of those.
 
         Arguments:
             images_of: From indices (B,) to images (B, C, H, W), for one cluster at a time.
@@ -300,7 +302,8 @@ class Gallery:
             clusters: Their clusters, with shape (N,).
             label_names: The names of the labels.
         """
-        found = figures.clusters_of(clusters, inferred.label)[:CLUSTERS]
+        every = figures.clusters_of(clusters, inferred.label)
+        found = every[:CLUSTERS]
         means, members = [], []
         for cluster in found:
             rows = spread((clusters == cluster.number).nonzero().squeeze(1), AVERAGED)
@@ -310,7 +313,9 @@ class Gallery:
             upright = remove_pose(images, latents.theta, latents.shift)
             means.append(upright.mean(0))
             members.append(spread(upright, MEMBERS))
-        return figures.aligned_figure(found, torch.stack(means), members, label_names)
+        return figures.aligned_figure(
+            found, torch.stack(means), members, label_names, total=len(every)
+        )
 
     def confusion(
         self, inferred: Inferred, clusters: Tensor, label_names: Sequence[str] | None = None
@@ -320,16 +325,12 @@ class Gallery:
         return figures.confusion_figure(inferred.label, clusters, label_names)
 
 
-def _orders(inferred: Inferred) -> Tensor:
-    """The order of each object's symmetry, with shape (B,)."""
-    known = inferred.symmetry
-    return torch.ones(len(inferred), dtype=torch.int64) if known is None else known.cpu()
-
-
-def _angles(inferred: Inferred) -> tuple[Tensor, Tensor]:
-    """Inferred and true angles in float64, each with shape (B,)."""
+def _angles(inferred: Inferred) -> tuple[Tensor, Tensor, Tensor]:
+    """Inferred and true angles, and orders of symmetry, each with shape (B,) in float64."""
     assert inferred.theta is not None
-    return inferred.latents.theta.cpu().double(), inferred.theta.cpu().double()
+    theta, true = inferred.latents.theta.cpu().double(), inferred.theta.cpu().double()
+    known = inferred.symmetry
+    return theta, true, torch.ones_like(true) if known is None else known.cpu().double()
 
 
 def spread(rows: Tensor, count: int) -> Tensor:

@@ -1,11 +1,12 @@
 """What the machine at hand does well."""
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-__all__ = ["accelerator_at_hand", "environment", "fast_precision"]
+__all__ = ["accelerator_at_hand", "environment", "fast_precision", "memory_at_hand"]
 
 
 def accelerator_at_hand() -> str:
@@ -26,6 +27,13 @@ def fast_precision(accelerator: str) -> str:
         supported = [getattr(torch.cpu, name, lambda: False)() for name in checks]
         return "bf16-mixed" if any(supported) else "32-true"
     return "32-true"
+
+
+def memory_at_hand(accelerator: str) -> int:
+    """The bytes of memory that the GPU has, or else the machine."""
+    if accelerator in ("gpu", "cuda"):
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def environment() -> dict[str, str]:

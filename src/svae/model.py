@@ -21,6 +21,7 @@ from svae.geometry import pixel_grid, rotate_image, to_object_frame
 from svae.latents import Latents
 from svae.likelihoods import Likelihood
 from svae.noise import Noise
+from svae.pixels import Pixels, draw_pixels
 from svae.posteriors import Posterior, PosteriorHead
 from svae.priors import Prior
 
@@ -46,9 +47,11 @@ class SpatialVAE(nn.Module):
         likelihood: From `image_shape` to a `Likelihood`.
         infer_theta: Whether the angle is inferred; otherwise it is zero (eq. 5).
         infer_shift: Whether the position is inferred; otherwise it is zero (eq. 5).
-        beta: The weight of the divergences in the training objective (beta-VAE; 1 for the bound).
+        beta: The weight of the divergences in the training objective (beta-VAE; 1 for the bound);
+            or that of some of them, by the names of the posterior's terms.
         pixels_per_image: How many random pixels of each image a training step scores; all of them
             if null. The estimate of the objective is unbiased; evaluation scores every pixel.
+        pixel_focus: The part of them that is drawn by local contrast instead of anywhere.
         augment_rotation: Whether training turns the encoder's input at random (section 4.3).
         z_delay_epochs: For how many epochs training holds z at zero (section 4.3).
         pose_candidates: In how many turns each image is shown to the encoder outside of training;
@@ -67,8 +70,9 @@ class SpatialVAE(nn.Module):
         likelihood: Callable[..., Likelihood],
         infer_theta: bool = True,
         infer_shift: bool = True,
-        beta: float = 1.0,
+        beta: float | Mapping[str, float] = 1.0,
         pixels_per_image: int | None = None,
+        pixel_focus: float = 0.0,
         augment_rotation: bool = False,
         z_delay_epochs: int = 0,
         pose_candidates: int = 1,
@@ -77,7 +81,6 @@ class SpatialVAE(nn.Module):
         super().__init__()
         self.image_shape = image_shape_of(image_shape)
         self.z_dim = at_least("z_dim", z_dim, 0)
-        self.beta = positive("beta", beta)
         self.pixels_per_image = pixels_per_image
         self.augment_rotation = augment_rotation
         self.z_delay_epochs = at_least("z_delay_epochs", z_delay_epochs, 0)
@@ -100,6 +103,7 @@ class SpatialVAE(nn.Module):
             priors=self.priors,
             lattice=getattr(self.encoder, "lattice", None),
         )
+        self.beta = _weights(beta, self.posterior.terms)
         self.generator = generator(
             image_shape=self.image_shape,
             z_dim=z_dim,
@@ -117,6 +121,9 @@ class SpatialVAE(nn.Module):
                     f"pixels_per_image: expected null for {type(self.generator).__name__}, "
                     "which generates all pixels at once"
                 )
+        if not 0 <= pixel_focus < 1:
+            raise ValueError(f"pixel_focus: expected a fraction below 1, got {pixel_focus!r}")
+        self.pixel_focus = pixel_focus
         self.pose_candidates = at_least("pose_candidates", pose_candidates, 1)
         if pose_candidates > 1 and not infer_theta:
             raise ValueError("pose_candidates: expected 1 where infer_theta is false")
@@ -199,7 +206,10 @@ class SpatialVAE(nn.Module):
         latents, weights = q.rsample(samples, noise)
         if hold_z:
             latents = latents.without_content()
-        log_likelihood = self.log_likelihood(image, latents, self._subset(noise, pixels))
+        scored, subset = self.likelihood.scored_pixels, None
+        if pixels is not None and pixels < len(scored):
+            subset = draw_pixels(image, noise, scored, pixels, self.pixel_focus)
+        log_likelihood = self.log_likelihood(image, latents, subset)
         return ELBO(
             log_likelihood=(weights * log_likelihood).sum(0),
             kl=q.kl(self.priors),
@@ -228,26 +238,24 @@ class SpatialVAE(nn.Module):
         )
 
     def log_likelihood(
-        self, image: Tensor, latents: Latents, pixels: Tensor | None = None
+        self, image: Tensor, latents: Latents, pixels: Pixels | None = None
     ) -> Tensor:
         """Log-likelihood of every image given latents, in nats (spatial-VAE eq. 2).
 
         Arguments:
             image: Images, with shape (B, C, H, W).
             latents: Latents, with shape (S, B, ...).
-            pixels: The pixels of each image to score, with shape (B, n), as indices into the
-                flat image; the sum is scaled up to all scored pixels. All by default.
+            pixels: The pixels of each image to score; all by default.
 
         Returns:
             The log-likelihoods, with shape (S, B).
         """
         target = rearrange(image, "b c h w -> b (h w) c")
         scored = self.likelihood.scored_pixels
-        scale = 1.0
         if pixels is not None:
-            scale = len(scored) / pixels.shape[1]
-            coords = self.grid[pixels]
-            target = target.gather(1, pixels.unsqueeze(-1).expand(-1, -1, target.shape[-1]))
+            coords = self.grid[pixels.places]
+            index = pixels.places.unsqueeze(-1).expand(-1, -1, target.shape[-1])
+            target = target.gather(1, index)
         else:
             coords = self.grid[scored]
             target = target[:, scored]
@@ -257,7 +265,8 @@ class SpatialVAE(nn.Module):
         if not self.generator.coordinate_based:
             params = params[:, scored]
         params = params.unflatten(0, (count, batch))
-        return self.likelihood.log_prob(params, target).sum(-1) * scale
+        log_prob = self.likelihood.log_prob(params, target)
+        return (log_prob if pixels is None else log_prob * pixels.weight).sum(-1)
 
     def importance_log_weights(
         self, image: Tensor, noise: Noise, samples: int, q: Posterior | None = None
@@ -302,15 +311,14 @@ class SpatialVAE(nn.Module):
         for part in image.split(at_least("batch_size", batch_size, 1)):
             yield part.to(self.grid)
 
-    def _subset(self, noise: Noise, pixels: int | None) -> Tensor | None:
-        """A random pixel from each of `pixels` equal stretches of every image, shape (B, n).
 
-        Every pixel is drawn with the same probability, and the draws are spread over the image,
-        which makes the estimate less noisy than independent draws.
-        """
-        scored = self.likelihood.scored_pixels
-        if pixels is None or pixels >= len(scored):
-            return None
-        start = torch.arange(pixels, device=scored.device)
-        place = (start + noise.uniform("pixels", pixels)) * (len(scored) / pixels)
-        return scored[place.long().clamp(max=len(scored) - 1)]
+def _weights(beta: float | Mapping[str, float], terms: Sequence[str]) -> dict[str, float]:
+    """The weight of each divergence; 1 where none is given."""
+    if not isinstance(beta, Mapping):
+        return dict.fromkeys(terms, positive("beta", beta))
+    for name, value in beta.items():
+        if name not in terms:
+            raise ValueError(f"beta: expected names among {', '.join(terms)}, got {name!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+            raise ValueError(f"beta.{name}: expected a number of at least 0, got {value!r}")
+    return dict.fromkeys(terms, 1.0) | dict(beta)

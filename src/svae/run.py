@@ -1,7 +1,7 @@
 """Run directories: what a training leaves behind, and how a model comes back from it."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from svae.module import VAEModule
 __all__ = [
     "build_module",
     "checkpoint_path",
+    "first_difference",
     "images_to_encode",
     "in_short",
     "load",
@@ -31,6 +32,9 @@ __all__ = [
     "resolve_likelihood",
     "resolve_seed",
 ]
+
+#: Settings that do not change what a run computes.
+NO_MATTER = ("dataset.data_dir", "dataset.eval_batch_size")
 
 
 def read_config(run: str | Path) -> DictConfig:
@@ -51,6 +55,28 @@ def read_config(run: str | Path) -> DictConfig:
         raise ValueError(f"{path}: not a config ({one_line(error)})") from error
     assert isinstance(config, DictConfig)
     return config
+
+
+def first_difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], sections: Iterable[str], within: str = ""
+) -> tuple[str, Any, Any] | None:
+    """The first setting that matters and differs in two configs: its name and both values.
+
+    Arguments:
+        old: A config, or a part of one, as plain containers.
+        new: The same of another.
+        sections: What is compared of them, in this order.
+        within: What comes before their names, with a dot.
+    """
+    for section in sections:
+        name, a, b = f"{within}{section}", old.get(section), new.get(section)
+        if a == b or name in NO_MATTER:
+            continue
+        if not (isinstance(a, dict) and isinstance(b, dict)):
+            return name, a, b
+        if found := first_difference(a, b, sorted(a.keys() | b.keys()), f"{name}."):
+            return found
+    return None
 
 
 def prepared_data(config: DictConfig) -> ImageDataModule:

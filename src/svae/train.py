@@ -20,15 +20,17 @@ from torch import Tensor
 from svae.callbacks import AtomicCheckpointIO, BestCheckpoint, Figures
 from svae.command import command
 from svae.datasets import ImageDataModule
+from svae.encoders import GroupConv
 from svae.errors import UserError, told_in_one_line
 from svae.files import write_atomic, write_metrics
-from svae.hardware import environment
+from svae.hardware import environment, memory_at_hand
 from svae.instantiate import instantiate
 from svae.loggers import Dashboard
 from svae.module import VAEModule
 from svae.report import write_report
 from svae.run import (
     build_module,
+    first_difference,
     in_short,
     load_weights,
     prepared_data,
@@ -41,9 +43,8 @@ __all__ = ["main", "train"]
 
 log = logging.getLogger(__name__)
 
-
-#: Settings in which a run may differ from the one that it goes on with.
-NO_MATTER = ("dataset.data_dir", "dataset.eval_batch_size")
+#: A run has these in common with the one that it goes on with.
+ALIKE = ("seed", "dataset", "model", "prior", "optimizer", "scheduler")
 
 
 class Job(NamedTuple):
@@ -176,6 +177,7 @@ def prepare(cfg: DictConfig) -> Job:
         logger=loggers or False,
         plugins=[AtomicCheckpointIO()],
     )
+    check_memory(module, cfg, trainer.world_size)
     save_config(cfg)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
@@ -201,6 +203,26 @@ def check_optimisation(module: VAEModule, trainer: DictConfig) -> None:
     endless = trainer.max_epochs in (None, -1) and trainer.max_steps == -1
     optimizer = module.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     module.make_scheduler(optimizer, math.inf if endless else 1000)
+
+
+def check_memory(module: VAEModule, cfg: DictConfig, processes: int) -> None:
+    """Raise ValueError if the encoder's lattice does not fit into memory, before it is tried."""
+    encoder = module.model.encoder
+    if not isinstance(encoder, GroupConv):
+        return
+    numbers = encoder.numbers_per_image * cfg.dataset.batch_size / processes
+    # What the layers keep for the backward pass; what that makes of it is a chunk at a time.
+    needed = numbers * (2 if "16" in str(cfg.trainer.precision) else 4)
+    available = memory_at_hand(cfg.trainer.accelerator)
+    if needed > available:
+        height, width = encoder.lattice.shape
+        raise ValueError(
+            f"model.encoder: {height}x{width} positions in {encoder.group_order} rotations with "
+            f"{encoder.out_features} channels keep about {needed / 2**30:.1f} GB for a batch of "
+            f"{cfg.dataset.batch_size} images, more than the {available / 2**30:.1f} GB here; "
+            "use a larger model.encoder.stride, fewer model.encoder.channels or rotations, or a "
+            "smaller dataset.batch_size"
+        )
 
 
 def check_resumed(cfg: DictConfig) -> None:
@@ -250,25 +272,9 @@ def newest_checkpoint(cfg: DictConfig) -> Path:
 
 def other_setting(run: Path, cfg: DictConfig) -> tuple[str, Any, Any] | None:
     """The first setting in which another run differs from this one: its name and both values."""
-    old = OmegaConf.to_container(read_config(run), resolve=True)
-    new = OmegaConf.to_container(cfg, resolve=True)
-    for section in ("seed", "dataset", "model", "prior", "optimizer", "scheduler"):
-        if name := first_difference(old, new, section):
-            values = [OmegaConf.select(OmegaConf.create(one), name) for one in (old, new)]
-            return name, values[0], values[1]
-    return None
-
-
-def first_difference(old: Any, new: Any, where: str) -> str | None:
-    """The name of the first value below `where` that two plain configs do not share."""
-    if where in NO_MATTER:
-        return None
-    key = where.rpartition(".")[2]
-    a, b = old.get(key), new.get(key)
-    if not (isinstance(a, dict) and isinstance(b, dict)):
-        return None if a == b else where
-    names = (first_difference(a, b, f"{where}.{name}") for name in sorted(a.keys() | b.keys()))
-    return next((name for name in names if name), None)
+    old: Any = OmegaConf.to_container(read_config(run), resolve=True)
+    new: Any = OmegaConf.to_container(cfg, resolve=True)
+    return first_difference(old, new, ALIKE)
 
 
 def numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from tests.figures.pictures import check_page, shown_title
 from torch import Tensor
 
 from svae.figures import pose_figure, pose_histogram_figure
+from svae.geometry import wrap_angle
 from svae.metrics import pose_metrics
 
 PIXEL = 0.1
@@ -56,6 +58,103 @@ def test_angles_are_drawn_without_their_offset(count: int) -> None:
         assert axes.get_ylabel() == f"inferred shift {name} (px)"
         assert axes.get_xlim() == axes.get_ylim()
     assert f"{count} images" in shown_title(figure)
+    check_page(figure)
+
+
+def symmetric_poses() -> tuple[Tensor, Tensor, Tensor]:
+    """Angles as a perfect model infers them, true angles, and orders of symmetry."""
+    random = torch.Generator().manual_seed(3)
+    symmetry = torch.tensor([1, 2, 4]).repeat(40)
+    true = torch.rand(120, generator=random) * 2 * math.pi - math.pi
+    turns = torch.randint(12, (120,), generator=random) * 2 * math.pi / symmetry
+    return true + torch.tensor([0, 0.5, -0.3, 0, 0.2])[symmetry] + turns, true, symmetry
+
+
+def test_angles_of_symmetric_objects_are_compared_as_the_metrics_do() -> None:
+    theta, true, symmetry = symmetric_poses()
+    theta[:30] += 0.1
+    figure = pose_figure(theta, true, None, None, PIXEL, symmetry)
+    (axes,) = figure.axes
+    drawn = points_of(figure, 0)
+    error = np.abs((drawn[:, 1] - drawn[:, 0] + 180) % 360 - 180)
+    expected = [0] * 90 + [math.degrees(0.1)] * 30
+    assert np.sort(error) == pytest.approx(np.array(expected), abs=1e-3)
+    metrics = pose_metrics(theta, None, true, None, PIXEL, symmetry)
+    heading = axes.get_title("left").replace("−", "-")
+    assert f"correlation {metrics['theta_circular_correlation']:+.2f}" in heading
+    assert f"plain {metrics['theta_circular_correlation_plain']:+.2f}" in heading
+    assert "median error 0.0°" in heading
+    assert axes.get_xlabel() == "true angle (°), nearest equivalent"
+    assert axes.get_ylabel() == "inferred angle (°), offsets removed"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "no symmetry: +28.6° removed",
+        "symmetry of order 2: −17.2° removed",
+        "symmetry of order 4: +11.5° removed",
+    ]
+    check_page(figure)
+
+
+def test_a_colour_for_each_order_of_symmetry() -> None:
+    theta, true, symmetry = symmetric_poses()
+    figure = pose_figure(theta, true, None, None, PIXEL, symmetry)
+    (cloud,) = figure.axes[0].collections
+    handles = figure.legends[0].legend_handles
+    colours = [to_rgb(handle.get_color()) for handle in handles]
+    counts = dict.fromkeys(colours, 0)
+    for colour in cloud.get_facecolor():
+        counts[to_rgb(colour)] += 1
+    assert counts == dict.fromkeys(colours, 40)
+    # Of order 1 alone there is nothing to tell apart.
+    plain = pose_figure(theta, true, None, None, PIXEL, torch.ones_like(symmetry))
+    assert not plain.legends
+    assert plain.axes[0].get_xlabel() == "true angle (°)"
+    # Nothing that looks the same upside down is wrong by half a turn.
+    lines = pose_figure(theta, true, None, None, PIXEL, 2 * symmetry).axes[0].lines
+    assert [line.get_xy1()[1] for line in lines] == [0]
+
+
+def test_angles_relative_to_the_objects_upright_have_a_panel() -> None:
+    theta, true, shift, true_shift = poses(60)
+    upright = torch.randn(60)
+    found = theta + upright
+    figure = pose_figure(found, true, shift, true_shift, PIXEL, None, upright)
+    assert len(figure.axes) == 4
+    angles, relative, x, y = figure.axes
+    drawn = points_of(figure, 1)
+    # Nothing is removed: the 40 degrees are seen.
+    error = (drawn[:, 1] - drawn[:, 0] + 180) % 360 - 180
+    expected = torch.rad2deg(wrap_angle(theta - true))
+    assert np.sort(error) == pytest.approx(expected.sort().values.numpy(), abs=1e-3)
+    metrics = pose_metrics(found, None, true, None, PIXEL, None, upright)
+    heading = relative.get_title("left").replace("−", "-")
+    assert f"circular correlation {metrics['theta_relative_correlation']:+.2f}" in heading
+    assert f"plain {metrics['theta_relative_correlation_plain']:+.2f}" in heading
+    assert f"error {metrics['theta_relative_error_deg']:.1f}°" in heading
+    assert relative.get_ylabel() == "inferred angle (°) relative to upright"
+    # Angles above shifts.
+    places = [axes.get_position() for axes in (angles, relative, x, y)]
+    assert places[0].y0 == places[1].y0 > places[2].y1
+    assert places[0].x0 == places[2].x0 < places[1].x0 == places[3].x0
+    check_page(figure)
+    check_page(pose_figure(found, true, None, None, PIXEL, None, upright))
+    # Without a truth there is nothing to compare with.
+    assert len(pose_figure(found, None, shift, true_shift, PIXEL, None, upright).axes) == 2
+
+
+@pytest.mark.parametrize(("panels", "count"), [(1, 1), (1, 8), (2, 3), (3, 8), (4, 1), (4, 3)])
+def test_every_page_holds_its_legend(panels: int, count: int) -> None:
+    theta, true, shift, true_shift = poses(40)
+    symmetry = 2 + torch.arange(40) % count
+    shifts = (shift, true_shift) if panels > 2 else (None, None)
+    upright = None if panels % 2 else theta
+    figure = pose_figure(theta, true, *shifts, PIXEL, symmetry, upright)
+    assert len(figure.axes) == panels
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == count
+    renderer = figure.canvas.get_renderer()
+    box = legend.get_window_extent(renderer)
+    assert box.y1 < min(axes.get_tightbbox(renderer).y0 for axes in figure.axes)
     check_page(figure)
 
 
@@ -108,6 +207,10 @@ def test_pose_arguments_are_checked() -> None:
         pose_figure(theta, true[:5], shift, true_shift, PIXEL)
     with pytest.raises(ValueError, match=r"shift: expected shape \(20, 2\), got \(20,\)"):
         pose_figure(theta, true, theta, true_shift, PIXEL)
+    with pytest.raises(ValueError, match="symmetry: expected whole numbers of at least 1"):
+        pose_figure(theta, true, None, None, PIXEL, 1.5 * torch.ones(20))
+    with pytest.raises(ValueError, match=r"reference_theta: expected shape \(20,\), got \(3,\)"):
+        pose_figure(theta, true, None, None, PIXEL, None, theta[:3])
     for figure in (pose_figure(*poses(4), PIXEL), pose_histogram_figure(theta, shift, PIXEL)):
         assert figure.axes
     with pytest.raises(ValueError, match="pixel_size: expected a number above 0"):

@@ -9,7 +9,7 @@ import torch
 from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor
 
-from svae.metrics import cluster, clustering_metrics, hungarian_accuracy
+from svae.metrics import cluster, clustering_metrics, matching
 
 NAMES = ["clustering_accuracy", "nmi", "ari"]
 SUFFIXES = ["", "_ward", "_gmm"]
@@ -66,7 +66,7 @@ def test_the_mixture_sees_the_mean_alone_and_the_others_the_representation(
     std = 1.0 + 9.0 * std_of[:, None]
     clusters = cluster(torch.cat((z, std), dim=1), z, 2, seed=1)
     for suffix, truth in (("", std_of), ("_ward", std_of), ("_gmm", mean_of)):
-        assert hungarian_accuracy(truth, clusters[suffix]) == 1, suffix
+        assert matching(truth, clusters[suffix]).accuracy == 1, suffix
 
 
 def test_kmeans_is_the_best_of_all_partitions(generator: torch.Generator) -> None:
@@ -106,7 +106,7 @@ def test_ward_of_many_images_is_made_of_some(
     ordered = labels.argsort()  # the first 40 rows hold two groups only
     clusters = cluster(features[ordered], features[ordered], 4, seed=1)
     assert fitted == [40]
-    assert hungarian_accuracy(labels[ordered], clusters["_ward"]) == 1
+    assert matching(labels[ordered], clusters["_ward"]).accuracy == 1
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
@@ -171,25 +171,38 @@ def test_one_cluster_and_content_that_collapsed(generator: torch.Generator) -> N
 def test_permuted_names_are_perfect() -> None:
     labels = torch.arange(50) % 5
     for names in itertools.islice(itertools.permutations(range(5)), 0, 120, 17):
-        assert hungarian_accuracy(labels, torch.tensor(names)[labels]) == 1
+        assert matching(labels, torch.tensor(names)[labels]).accuracy == 1
 
 
-def test_accuracy_is_the_best_of_all_matchings(generator: torch.Generator) -> None:
-    labels = torch.randint(4, (60,), generator=generator)
-    clusters = torch.randint(4, (60,), generator=generator)
+@pytest.mark.parametrize(("num_labels", "num_clusters"), [(4, 4), (3, 5), (5, 3)])
+def test_no_other_matching_has_more_images(
+    generator: torch.Generator, num_labels: int, num_clusters: int
+) -> None:
+    labels = torch.randint(num_labels, (60,), generator=generator)
+    clusters = torch.randint(num_clusters, (60,), generator=generator)
+    found = matching(labels, clusters + 10)
+    # Names for the clusters; those of no label match nothing.
     best = max(
         (torch.tensor(names)[clusters] == labels).double().mean().item()
-        for names in itertools.permutations(range(4))
+        for names in itertools.permutations(range(max(num_labels, num_clusters)), num_clusters)
     )
-    assert hungarian_accuracy(labels, clusters) == pytest.approx(best)
+    assert found.accuracy == pytest.approx(best)
+    matched = found.labels[:num_clusters]
+    assert matched == sorted(matched)
+    assert sorted(found.labels) == list(range(num_labels))
+    assert sorted(found.clusters) == list(range(10, 10 + num_clusters))
+    for i, label in enumerate(found.labels):
+        for j, name in enumerate(found.clusters):
+            both = (labels == label) & (clusters + 10 == name)
+            assert found.counts[i, j] == both.sum()
 
 
 def test_numbers_of_clusters_and_labels_may_differ() -> None:
     labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     # Label 0 is split 3 to 1: the smaller piece has no label left.
-    assert hungarian_accuracy(labels, torch.tensor([0, 0, 0, 2, 1, 1, 1, 1])) == 7 / 8
-    assert hungarian_accuracy(labels, torch.zeros(8, dtype=torch.int64)) == 1 / 2
-    assert hungarian_accuracy(labels, torch.arange(8)) == 2 / 8
+    assert matching(labels, torch.tensor([0, 0, 0, 2, 1, 1, 1, 1])).accuracy == 7 / 8
+    assert matching(labels, torch.zeros(8, dtype=torch.int64)).accuracy == 1 / 2
+    assert matching(labels, torch.arange(8)).accuracy == 2 / 8
 
 
 def test_arguments_are_checked() -> None:
@@ -208,7 +221,9 @@ def test_arguments_are_checked() -> None:
         cluster(features, spoilt, 2, seed=0)
     with pytest.raises(ValueError, match="num_clusters: expected a whole number of at least 1"):
         cluster(features, features, 0, seed=0)
-    with pytest.raises(ValueError, match="labels, clusters: expected one shape"):
+    with pytest.raises(ValueError, match="labels, clusters: expected as many, got 5 and 6"):
         clustering_metrics({"": labels}, labels[:5])
-    with pytest.raises(ValueError, match="labels, clusters: expected one shape"):
-        hungarian_accuracy(labels, labels[:3])
+    with pytest.raises(ValueError, match=r"clusters: expected whole numbers .* got float32"):
+        matching(labels, features[:, 0])
+    with pytest.raises(ValueError, match=r"labels: expected whole numbers .* shape \(0,\)"):
+        matching(labels[:0], labels[:0])

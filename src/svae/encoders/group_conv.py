@@ -112,6 +112,8 @@ class GroupConv(nn.Module):
         per_image = rows * columns * in_channels * kernel_size**2
         #: How many images are best encoded at a time.
         self.images_at_once = max(1, _PATCHES_AT_ONCE // per_image)
+        #: How many numbers a training step keeps for each image.
+        self.numbers_per_image = rows * columns * group_order * channels * layers
 
     def extra_repr(self) -> str:
         rows, columns = self.lattice.shape

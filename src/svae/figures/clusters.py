@@ -9,7 +9,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from scipy.optimize import linear_sum_assignment
 
 from svae.figures.mosaic import (
     BAR_INCHES,
@@ -36,6 +35,7 @@ from svae.figures.style import (
     shortened,
     text_inches,
 )
+from svae.metrics.clustering import matching, whole_numbers
 
 __all__ = ["Cluster", "aligned_figure", "clusters_of", "confusion_figure"]
 
@@ -47,42 +47,6 @@ DARK = 55.0
 NAME_INCHES = 1.0
 CELL, WRITTEN_CELL, TICKED_CELL, SIDE = 0.42, 0.26, 0.13, 5.2
 LEFT, BOTTOM, TOP, COUNTS = 0.35, 0.5, 0.2, 0.62
-
-
-@dataclass(frozen=True)
-class Matching:
-    """How many images of each label are in each cluster, matched one to one.
-
-    Arguments:
-        counts: With shape (labels, clusters); matched ones are on the diagonal, for the largest
-            sum, and what has no match comes last.
-        labels: The labels, matched ones in their order.
-        clusters: The clusters.
-    """
-
-    counts: np.ndarray
-    labels: list[int]
-    clusters: list[int]
-
-
-def matching(labels: Array, clusters: Array) -> Matching:
-    """Labels (N,) and clusters (N,), any whole numbers, matched as in `hungarian_accuracy`."""
-    label_names, label = np.unique(_numbers("labels", labels), return_inverse=True)
-    cluster_names, cluster = np.unique(_numbers("clusters", clusters), return_inverse=True)
-    if label.shape != cluster.shape:
-        raise ValueError(
-            f"labels, clusters: expected as many, got {len(label)} and {len(cluster)}"
-        )
-    counts = np.zeros((len(label_names), len(cluster_names)), np.int64)
-    np.add.at(counts, (label, cluster), 1)
-    rows, columns = linear_sum_assignment(counts, maximize=True)
-    rows, columns = (
-        np.concatenate((matched, np.setdiff1d(np.arange(size), matched)))
-        for matched, size in zip((rows, columns), counts.shape, strict=True)
-    )
-    return Matching(
-        counts[rows][:, columns], label_names[rows].tolist(), cluster_names[columns].tolist()
-    )
 
 
 @dataclass(frozen=True)
@@ -108,7 +72,7 @@ def clusters_of(clusters: Array, labels: Array | None = None) -> list[Cluster]:
     Those without a match come last.
     """
     if labels is None:
-        numbers, sizes = np.unique(_numbers("clusters", clusters), return_counts=True)
+        numbers, sizes = np.unique(whole_numbers("clusters", clusters), return_counts=True)
         return [Cluster(*pair) for pair in zip(numbers.tolist(), sizes.tolist(), strict=True)]
     found = matching(labels, clusters)
     sizes = found.counts.sum(axis=0).tolist()
@@ -128,6 +92,7 @@ def aligned_figure(
     members: Sequence[Array],
     label_names: Sequence[str] | None = None,
     *,
+    total: int | None = None,
     title: str | None = None,
 ) -> Figure:
     """A row for each cluster: the mean of its images with their pose removed, then some of them.
@@ -139,6 +104,7 @@ def aligned_figure(
         means: Their means, with shape (K, C, H, W), C 1 or 3.
         members: Some images of each cluster, with shape (M, C, H, W); M may differ.
         label_names: The names of labels 0, 1, ...; others are shown as numbers.
+        total: How many clusters there are, if these are only the first.
         title: Instead of 'Clusters of images with their pose removed'.
     """
     averages = to_images("means", means)
@@ -155,7 +121,9 @@ def aligned_figure(
                 f"got {tuple(images.shape[1:])}"
             )
     if title is None:
-        title = "Clusters of images with their pose removed"
+        some = total is not None and total > len(clusters)
+        which = f"The first {len(clusters)} of {total:,} clusters" if some else "Clusters"
+        title = f"{which} of images with their pose removed"
         if any(cluster.label is not None for cluster in clusters):
             title += ", and how many of each have the label it is matched with"
     height, width = averages.shape[-2:]
@@ -207,9 +175,10 @@ def confusion_figure(
     found = matching(labels, clusters)
     sizes = found.counts.sum(axis=1)
     percent = 100 * found.counts / sizes[:, None]
-    total, right = int(sizes.sum()), int(np.diagonal(found.counts).sum())
     if title is None:
-        title = f"Labels against clusters in %, {total:,} images: accuracy {right / total:.3f}"
+        title = (
+            f"Labels against clusters in %, {sizes.sum():,} images: accuracy {found.accuracy:.3f}"
+        )
     rows, columns = percent.shape
     cell = min(CELL, SIDE / max(rows, columns))
     names = [_name(label, label_names) for label in found.labels]
@@ -261,13 +230,3 @@ def _row_name(cluster: Cluster, label_names: Sequence[str] | None) -> list[str]:
 
 def _name(label: int, names: Sequence[str] | None) -> str:
     return shortened(label_of(label, names), NAME_INCHES, SMALL_SIZE)
-
-
-def _numbers(name: str, values: Array) -> np.ndarray:
-    numbers = torch.as_tensor(values).detach().cpu().numpy()
-    if numbers.ndim != 1 or not numbers.size or not np.issubdtype(numbers.dtype, np.integer):
-        raise ValueError(
-            f"{name}: expected whole numbers with shape (N,), N at least 1, got {numbers.dtype} "
-            f"with shape {numbers.shape}"
-        )
-    return numbers

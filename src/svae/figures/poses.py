@@ -1,11 +1,13 @@
 """Inferred angles and positions: against the truth, or by themselves."""
 
 import math
+from itertools import cycle
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MultipleLocator
 from torch import Tensor
@@ -15,6 +17,7 @@ from svae.figures.mosaic import Array
 from svae.figures.style import (
     DENSITY,
     LINE_COLOURS,
+    MARGIN,
     MOST_POINTS,
     SMALL_SIZE,
     add_bar,
@@ -28,12 +31,13 @@ from svae.figures.style import (
     some_of,
 )
 from svae.geometry import wrap_angle
-from svae.metrics import angle_offset, pose_metrics
+from svae.metrics import angle_offsets, comparable_angles, pose_metrics
 
 __all__ = ["pose_figure", "pose_histogram_figure"]
 
 # In inches.
 LEFT, BOTTOM, SIDE, TOP = 0.68, 0.52, 2.5, 0.42
+LEGEND_LINE = 0.17
 
 
 def pose_figure(
@@ -42,14 +46,20 @@ def pose_figure(
     shift: Array | None,
     true_shift: Array | None,
     pixel_size: float,
+    symmetry: Array | None = None,
+    reference_theta: Array | None = None,
     *,
     title: str | None = None,
 ) -> Figure:
     """Inferred against true angles and shifts, one point for each image.
 
-    The one angle that no model can know (`svae.metrics.angle_offset`) is taken from the inferred
-    angles; the axis says how large it is. Dashed lines are angles wrong by half a turn. What lacks
-    its truth or its inference has no panel. Images with a pose that is not finite are left out.
+    It shows what `svae.metrics.pose_metrics` measures. The angle that no model can know
+    (`svae.metrics.angle_offsets`) is taken from the inferred angles, and the figure says how large
+    it is; where angles were inferred from the same objects upright, another panel has the
+    inferred angles less those. Of the angles at which an object looks the same, the true one is
+    that nearest to what was inferred; colours are orders of symmetry. Dashed lines are angles
+    wrong by half a turn. What lacks its truth or its inference has no panel. Images with a pose
+    that is not finite are left out.
 
     Arguments:
         theta: Inferred angles in radians, with shape (N,), or None.
@@ -57,13 +67,24 @@ def pose_figure(
         shift: Inferred object centres in grid units, with shape (N, 2), or None.
         true_shift: True object centres in grid units, with shape (N, 2), or None.
         pixel_size: Grid units per pixel.
+        symmetry: The order of each object's rotational symmetry, with shape (N,); None where no
+            object has one.
+        reference_theta: Angles in radians inferred from the same objects upright and centred,
+            with shape (N,), or None.
         title: Instead of 'Inferred against true pose, N images'.
     """
     if theta is None or true_theta is None:
-        theta = true_theta = None
+        theta = true_theta = symmetry = reference_theta = None
     if shift is None or true_shift is None:
         shift = true_shift = None
-    given = {"theta": theta, "true_theta": true_theta, "shift": shift, "true_shift": true_shift}
+    given = {
+        "theta": theta,
+        "true_theta": true_theta,
+        "shift": shift,
+        "true_shift": true_shift,
+        "symmetry": symmetry,
+        "reference_theta": reference_theta,
+    }
     poses, count = _finite(given)
     shown = len(next(iter(poses.values())))
     metrics = pose_metrics(
@@ -72,22 +93,38 @@ def pose_figure(
         poses.get("true_theta"),
         poses.get("true_shift"),
         pixel_size,
+        poses.get("symmetry"),
+        poses.get("reference_theta"),
     )
-    panels = ("theta" in poses) + 2 * ("shift" in poses)
-    step = LEFT + SIDE + 0.2
+    kinds = poses.get("symmetry", torch.ones(shown, dtype=torch.int64))
+    offsets = angle_offsets(poses["theta"], poses["true_theta"], kinds) if "theta" in poses else {}
+    symmetric = any(order > 1 for order in offsets)
+    panels = ("theta" in poses) + ("reference_theta" in poses) + 2 * ("shift" in poses)
+    columns = 2 if panels == 4 else panels
+    rows = panels // columns
     if title is None:
         title = _counted("Inferred against true pose", shown, count)
         title += f", {MOST_POINTS:,} drawn" if shown > MOST_POINTS else ""
-    figure = new_page(panels * step, BOTTOM + SIDE + TOP, title)
-    places = iter([axes_at(figure, LEFT + i * step, BOTTOM, SIDE, SIDE) for i in range(panels)])
+    below = LEGEND_LINE * -(-len(offsets) // columns) + MARGIN if symmetric else 0.0
+    width, height = LEFT + SIDE + 0.2, BOTTOM + SIDE + TOP
+    figure = new_page(columns * width, rows * height + below, title)
+    places = iter(
+        axes_at(figure, LEFT + column * width, BOTTOM + row * height + below, SIDE, SIDE)
+        for row in reversed(range(rows))
+        for column in range(columns)
+    )
     if "theta" in poses:
-        _angle_panel(next(places), poses["theta"], poses["true_theta"], metrics)
+        _angle_panel(next(places), poses, kinds, offsets, metrics)
+    if "reference_theta" in poses:
+        _relative_panel(next(places), poses, kinds, metrics)
+    if symmetric:
+        _add_symmetry_legend(figure, offsets, columns)
     if "shift" in poses:
         shifts = (poses["shift"] / pixel_size, poses["true_shift"] / pixel_size)
         for axis, name in enumerate("xy"):
             inferred, true = (value[:, axis].numpy() for value in shifts)
             correlation = metrics[f"shift_{name}_correlation"]
-            _shift_panel(next(places), name, inferred, true, correlation)
+            _shift_panel(next(places), name, inferred, true, kinds, correlation)
     return figure
 
 
@@ -157,19 +194,16 @@ def _shift_histogram(figure: Figure, left: float, shift: np.ndarray) -> None:
     add_bar(bar, "images per bin", 0, counts.max(), DENSITY, whole=True)
 
 
-def _angle_panel(axes: Axes, theta: Tensor, true_theta: Tensor, metrics: dict[str, float]) -> None:
-    offset = angle_offset(theta, true_theta)
-    inferred = torch.rad2deg(wrap_angle(theta - offset)).numpy()
-    true = torch.rad2deg(wrap_angle(true_theta)).numpy()
-    _lines(axes, -180, 180)
-    for half_turn in (-180, 180):
-        axes.axline((0, half_turn), slope=1, color="0.45", linewidth=0.8, dashes=(4, 3), zorder=1)
-    _points(axes, true, inferred)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MultipleLocator(90))
-    degrees = math.degrees(offset.item())
-    axes.set_xlabel("true angle (°)")
-    axes.set_ylabel(f"inferred angle (°), {signed(degrees, 1)}° removed", labelpad=1)
+def _angle_panel(
+    axes: Axes,
+    poses: dict[str, Tensor],
+    kinds: Tensor,
+    offsets: dict[int, float],
+    metrics: dict[str, float],
+) -> None:
+    _angles(axes, *comparable_angles(poses["theta"], poses["true_theta"], kinds, offsets), kinds)
+    removed = _degrees(offsets[1]) if offsets.keys() == {1} else "offsets"
+    axes.set_ylabel(f"inferred angle (°), {removed} removed", labelpad=1)
     _heading(
         axes,
         f"angle: circular correlation {signed(metrics['theta_circular_correlation'], 2)}\n"
@@ -178,11 +212,80 @@ def _angle_panel(axes: Axes, theta: Tensor, true_theta: Tensor, metrics: dict[st
     )
 
 
+def _relative_panel(
+    axes: Axes, poses: dict[str, Tensor], kinds: Tensor, metrics: dict[str, float]
+) -> None:
+    relative = poses["theta"] - poses["reference_theta"]
+    _angles(axes, *comparable_angles(relative, poses["true_theta"], kinds, {}), kinds)
+    axes.set_ylabel("inferred angle (°) relative to upright", labelpad=1)
+    _heading(
+        axes,
+        "relative angle: "
+        f"circular correlation {signed(metrics['theta_relative_correlation'], 2)}\n"
+        f"plain {signed(metrics['theta_relative_correlation_plain'], 2)}, "
+        f"median error {metrics['theta_relative_error_deg']:.1f}°",
+    )
+
+
+def _angles(axes: Axes, inferred: Tensor, true: Tensor, kinds: Tensor) -> None:
+    """Angles (N,) as of `comparable_angles`, of objects with the given orders of symmetry."""
+    _lines(axes, -180, 180)
+    if (kinds == 1).any():
+        for turn in (-180, 180):
+            axes.axline((0, turn), slope=1, color="0.45", linewidth=0.8, dashes=(4, 3), zorder=1)
+    x, y = (torch.rad2deg(wrap_angle(angle)).numpy() for angle in (true, inferred))
+    _points(axes, x, y, kinds)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MultipleLocator(90))
+    nearest = ", nearest equivalent" if (kinds > 1).any() else ""
+    axes.set_xlabel(f"true angle (°){nearest}")
+
+
+def _add_symmetry_legend(figure: Figure, offsets: dict[int, float], columns: int) -> None:
+    """Below all panels, what the colours mean and what was taken from angles."""
+    width, height = figure.get_size_inches()
+    figure.legend(
+        handles=[
+            Line2D(
+                [],
+                [],
+                color=colour,
+                linestyle="",
+                marker="o",
+                markersize=4,
+                label=f"{_symmetry(order)}: {_degrees(offset)} removed",
+            )
+            for (order, offset), colour in zip(offsets.items(), cycle(LINE_COLOURS))
+        ],
+        loc="lower left",
+        bbox_to_anchor=(LEFT / width, MARGIN / height),
+        ncols=columns,
+        frameon=False,
+        fontsize=SMALL_SIZE,
+        borderpad=0,
+        borderaxespad=0,
+        handletextpad=0.2,
+    )
+
+
+def _symmetry(order: int) -> str:
+    return f"symmetry of order {order}" if order > 1 else "no symmetry"
+
+
+def _degrees(angle: float) -> str:
+    return f"{signed(math.degrees(angle), 1)}°"
+
+
 def _shift_panel(
-    axes: Axes, name: str, inferred: np.ndarray, true: np.ndarray, correlation: float
+    axes: Axes,
+    name: str,
+    inferred: np.ndarray,
+    true: np.ndarray,
+    kinds: Tensor,
+    correlation: float,
 ) -> None:
     _lines(axes, *padded_limits(np.concatenate((inferred, true))))
-    _points(axes, true, inferred)
+    _points(axes, true, inferred, kinds)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(few_ticks(5))
     axes.set_xlabel(f"true shift {name} (px)")
@@ -196,9 +299,12 @@ def _lines(axes: Axes, low: float, high: float) -> None:
     axes.axline((0, 0), slope=1, color="0.45", linewidth=0.8, zorder=1)
 
 
-def _points(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+def _points(axes: Axes, x: np.ndarray, y: np.ndarray, kinds: Tensor) -> None:
+    """Points, a colour for each kind of them."""
     drawn = some_of(len(x))
-    axes.scatter(x[drawn], y[drawn], color=LINE_COLOURS[0], **point_look(len(drawn), SIDE))
+    number = kinds.unique(return_inverse=True)[1].numpy()[drawn]
+    colours = np.array(LINE_COLOURS)[number % len(LINE_COLOURS)]
+    axes.scatter(x[drawn], y[drawn], color=colours, **point_look(len(drawn), SIDE))
 
 
 def _heading(axes: Axes, text: str) -> None:
@@ -213,7 +319,7 @@ def _counted(title: str, shown: int, count: int) -> str:
 def _finite(given: dict[str, Array | None]) -> tuple[dict[str, Tensor], int]:
     """What is there in float64, of the images whose pose is finite, and the number of all."""
     poses = {
-        name: torch.as_tensor(value).detach().cpu().double()
+        name: torch.as_tensor(value).detach().cpu()
         for name, value in given.items()
         if value is not None
     }
@@ -228,4 +334,6 @@ def _finite(given: dict[str, Array | None]) -> tuple[dict[str, Tensor], int]:
         finite &= value.isfinite().reshape(count, -1).all(dim=1)
     if not finite.any():
         raise ValueError(f"{', '.join(poses)}: expected finite values, got none in {count} images")
-    return {name: value[finite] for name, value in poses.items()}, count
+    kept = {name: value[finite] for name, value in poses.items()}
+    # Orders of symmetry stay whole numbers.
+    return {k: v if k == "symmetry" else v.double() for k, v in kept.items()}, count

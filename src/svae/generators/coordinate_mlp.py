@@ -142,10 +142,14 @@ class CoordinateMLP(nn.Module):
 
     def pixels(self, coords: Tensor, z: Tensor) -> Tensor:
         """`forward` in one piece; shapes as there."""
-        # The first layer in full precision: bfloat16 would round the coordinates of large images
-        # to a pixel.
-        with torch.autocast(coords.device.type, enabled=False):
+        # Coordinates in full precision: bfloat16 would round those of large images to a pixel.
+        # What Fourier features make of them lies between -1 and 1 and is not so delicate.
+        device = coords.device.type
+        with torch.autocast(device, enabled=False):
             features = self.features(coords)
+        delicate = not isinstance(self.features, FourierFeatures)
+        rounded = torch.is_autocast_enabled(device) and not delicate
+        with torch.autocast(device, enabled=rounded):
             h = self.from_coords(features)
             if self.from_z is not None:
                 h = h + self.from_z(z).unsqueeze(1)

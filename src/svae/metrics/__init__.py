@@ -1,18 +1,20 @@
 """What is measured of a model, beside its bound."""
 
 from svae.metrics.circular import circular_correlation, circular_correlation_plain
-from svae.metrics.clustering import cluster, clustering_metrics, hungarian_accuracy
+from svae.metrics.clustering import cluster, clustering_metrics, matching
 from svae.metrics.collect import MeanPerImage, PerImage
-from svae.metrics.pose import angle_offset, pose_metrics
+from svae.metrics.pose import angle_offset, angle_offsets, comparable_angles, pose_metrics
 
 __all__ = [
     "MeanPerImage",
     "PerImage",
     "angle_offset",
+    "angle_offsets",
     "circular_correlation",
     "circular_correlation_plain",
     "cluster",
     "clustering_metrics",
-    "hungarian_accuracy",
+    "comparable_angles",
+    "matching",
     "pose_metrics",
 ]

@@ -8,6 +8,7 @@ deviation side by side, as they are. `svae.metrics.cluster` makes the clusters, 
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,7 +26,14 @@ from torch import Tensor
 
 from svae.checks import at_least
 
-__all__ = ["FEWEST_IMAGES", "cluster", "clustering_metrics", "hungarian_accuracy"]
+__all__ = [
+    "FEWEST_IMAGES",
+    "Matching",
+    "cluster",
+    "clustering_metrics",
+    "matching",
+    "whole_numbers",
+]
 
 #: There is nothing to group in fewer images.
 FEWEST_IMAGES = 2
@@ -96,49 +104,84 @@ def cluster(representation: Tensor, z: Tensor, num_clusters: int, seed: int) -> 
 def clustering_metrics(clusters: Mapping[str, Tensor], labels: Tensor) -> dict[str, float]:
     """Agreement of clusters with labels: `clustering_accuracy`, `nmi` and `ari`.
 
-    The accuracy is `hungarian_accuracy`; the mutual information is normalised by the mean of the
+    The accuracy is that of `matching`; the mutual information is normalised by the mean of the
     two entropies; the Rand index is adjusted for chance.
 
     Arguments:
         clusters: Integer clusters, with shape (N,), by the suffix of their metrics' names.
         labels: Integer labels, with shape (N,).
     """
-    truth = labels.detach().cpu().numpy()
+    truth = whole_numbers("labels", labels)
     metrics: dict[str, float] = {}
     for suffix, found in clusters.items():
-        metrics[f"clustering_accuracy{suffix}"] = hungarian_accuracy(labels, found)
-        numbers = found.detach().cpu().numpy()
+        metrics[f"clustering_accuracy{suffix}"] = matching(labels, found).accuracy
+        numbers = whole_numbers("clusters", found)
         metrics[f"nmi{suffix}"] = float(normalized_mutual_info_score(truth, numbers))
         metrics[f"ari{suffix}"] = float(adjusted_rand_score(truth, numbers))
     return metrics
 
 
-def hungarian_accuracy(labels: Tensor, clusters: Tensor) -> float:
-    """Share of images whose cluster is matched to their label, for the best one-to-one matching.
-
-    Where there are more clusters than labels, the images of the clusters left over count as wrong,
-    and the other way round.
+@dataclass(frozen=True)
+class Matching:
+    """How many images of each label are in each cluster, matched one to one.
 
     Arguments:
-        labels: Integer labels, with shape (N,).
-        clusters: Integer clusters, with shape (N,).
+        counts: With shape (labels, clusters); matched ones are on the diagonal, and what has no
+            match comes last.
+        labels: The labels, matched ones in their order.
+        clusters: The clusters.
+    """
+
+    counts: np.ndarray
+    labels: list[int]
+    clusters: list[int]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all images whose cluster is matched with their label."""
+        return float(self.counts.trace() / self.counts.sum())
+
+
+def matching(labels: Tensor | np.ndarray, clusters: Tensor | np.ndarray) -> Matching:
+    """Labels and clusters matched one to one, so that as many images as possible agree.
+
+    Where there are more clusters than labels, the images of the clusters left over agree with
+    none, and the other way round.
+
+    Arguments:
+        labels: Any whole numbers, with shape (N,).
+        clusters: Any whole numbers, with shape (N,).
 
     References:
         The Hungarian method for the assignment problem (Kuhn, 1955).
     """
-    if labels.ndim != 1 or labels.shape != clusters.shape or not len(labels):
+    label_names, label = np.unique(whole_numbers("labels", labels), return_inverse=True)
+    cluster_names, cluster = np.unique(whole_numbers("clusters", clusters), return_inverse=True)
+    if label.shape != cluster.shape:
         raise ValueError(
-            f"labels, clusters: expected one shape (N,), N at least 1, got "
-            f"{tuple(labels.shape)} and {tuple(clusters.shape)}"
+            f"labels, clusters: expected as many, got {len(label)} and {len(cluster)}"
         )
-    # Whatever the values are, count by their rank.
-    label_names, label = labels.detach().cpu().unique(return_inverse=True)
-    cluster_names, cluster = clusters.detach().cpu().unique(return_inverse=True)
-    cells = label * len(cluster_names) + cluster
-    counts = torch.bincount(cells, minlength=len(label_names) * len(cluster_names))
-    counts = counts.unflatten(0, (len(label_names), len(cluster_names))).numpy()
-    matched = counts[linear_sum_assignment(counts, maximize=True)]
-    return float(matched.sum() / len(labels))
+    counts = np.zeros((len(label_names), len(cluster_names)), np.int64)
+    np.add.at(counts, (label, cluster), 1)
+    rows, columns = linear_sum_assignment(counts, maximize=True)
+    rows, columns = (
+        np.concatenate((matched, np.setdiff1d(np.arange(size), matched)))
+        for matched, size in zip((rows, columns), counts.shape, strict=True)
+    )
+    return Matching(
+        counts[rows][:, columns], label_names[rows].tolist(), cluster_names[columns].tolist()
+    )
+
+
+def whole_numbers(name: str, values: Tensor | np.ndarray) -> np.ndarray:
+    """The values as an array, if they are whole numbers with shape (N,), N at least 1."""
+    numbers = torch.as_tensor(values).detach().cpu().numpy()
+    if numbers.ndim != 1 or not numbers.size or not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(
+            f"{name}: expected whole numbers with shape (N,), N at least 1, got {numbers.dtype} "
+            f"with shape {numbers.shape}"
+        )
+    return numbers
 
 
 def _ward(points: np.ndarray, num_clusters: int, seed: int) -> np.ndarray:

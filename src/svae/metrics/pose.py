@@ -22,7 +22,7 @@ whichever of the k that is.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from svae.checks import positive
 from svae.geometry import rotate, wrap_angle
 from svae.metrics.circular import circular_correlation, circular_correlation_plain
 
-__all__ = ["angle_offset", "pose_metrics"]
+__all__ = ["angle_offset", "angle_offsets", "comparable_angles", "pose_metrics"]
 
 # A spread below this part of the largest value is the rounding of a constant.
 CONSTANT = 1e-12
@@ -95,13 +95,14 @@ def pose_metrics(
         correlation, plain = _correlations(inferred, true, orders)
         metrics["theta_circular_correlation"] = correlation
         metrics["theta_circular_correlation_plain"] = plain
-        metrics["theta_error_deg"] = _error_deg(inferred, true, orders, angle_offset)
+        offsets = angle_offsets(inferred, true, orders)
+        metrics["theta_error_deg"] = _error_deg(inferred, true, orders, offsets)
         if "reference_theta" in checked:
             relative = inferred - checked["reference_theta"]
             correlation, plain = _correlations(relative, true, orders)
             metrics["theta_relative_correlation"] = correlation
             metrics["theta_relative_correlation_plain"] = plain
-            metrics["theta_relative_error_deg"] = _error_deg(relative, true, orders)
+            metrics["theta_relative_error_deg"] = _error_deg(relative, true, orders, {})
 
     if {"shift", "true_shift"} <= checked.keys():
         inferred, true = checked["shift"], checked["true_shift"]
@@ -138,6 +139,46 @@ def angle_offset(theta: Tensor, true_theta: Tensor) -> Tensor:
     return wrap_angle((start[first] + end[first]) / 2)
 
 
+def angle_offsets(theta: Tensor, true_theta: Tensor, symmetry: Tensor) -> dict[int, float]:
+    """For each order of symmetry by itself, the `angle_offset` of its objects, in radians.
+
+    Arguments:
+        theta: Inferred angles in radians, with shape (B,).
+        true_theta: True angles in radians, with shape (B,).
+        symmetry: The order of each object's symmetry, with shape (B,).
+
+    Returns:
+        The offset of each order k, in [-pi / k, pi / k).
+    """
+    offsets = {}
+    for order in symmetry.unique().tolist():
+        rows = symmetry == order
+        offset = angle_offset(order * theta[rows], order * true_theta[rows])
+        offsets[int(order)] = offset.item() / order
+    return offsets
+
+
+def comparable_angles(
+    theta: Tensor, true_theta: Tensor, symmetry: Tensor, offsets: Mapping[int, float]
+) -> tuple[Tensor, Tensor]:
+    """Inferred and true angles (B,) in radians whose difference is the error of the inference.
+
+    The inferred angles are without their offset. The true ones are, of the angles at which an
+    object looks the same, those nearest to them: of an object with a symmetry of order k, the
+    difference is in [-pi / k, pi / k).
+
+    Arguments:
+        theta: Inferred angles in radians, with shape (B,).
+        true_theta: True angles in radians, with shape (B,).
+        symmetry: The order of each object's symmetry, with shape (B,).
+        offsets: What is taken from `theta`, by the order of symmetry; nothing where there is no
+            such order.
+    """
+    for order, offset in offsets.items():
+        theta = torch.where(symmetry == order, theta - offset, theta)
+    return theta, theta - wrap_angle(symmetry * (theta - true_theta)) / symmetry
+
+
 def _correlations(theta: Tensor, true_theta: Tensor, orders: Tensor) -> tuple[float, float]:
     """Both forms of the correlation: of each symmetry order, averaged over the images."""
     sums = [0.0, 0.0]
@@ -150,19 +191,11 @@ def _correlations(theta: Tensor, true_theta: Tensor, orders: Tensor) -> tuple[fl
 
 
 def _error_deg(
-    theta: Tensor,
-    true_theta: Tensor,
-    orders: Tensor,
-    offset: Callable[[Tensor, Tensor], Tensor] | None = None,
+    theta: Tensor, true_theta: Tensor, orders: Tensor, offsets: Mapping[int, float]
 ) -> float:
-    """Median absolute error in degrees, modulo symmetry, each order's `offset` removed."""
-    errors = []
-    for order in orders.unique():
-        rows = orders == order
-        a, b = theta[rows] * order, true_theta[rows] * order
-        known = a - b if offset is None else a - b - offset(a, b)
-        errors.append(wrap_angle(known).abs() / order)
-    return math.degrees(torch.cat(errors).median().item())
+    """Median absolute difference of `comparable_angles`, in degrees."""
+    inferred, true = comparable_angles(theta, true_theta, orders, offsets)
+    return math.degrees((inferred - true).abs().median().item())
 
 
 def _checked(given: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -249,7 +250,13 @@ class AttentionPosterior:
 
         Summed over the rotations; minus infinity off the lattice.
         """
-        flat = latents.map(lambda value: value.reshape(-1, *value.shape[latents.theta.ndim - 1 :]))
+        *several, batch = latents.theta.shape
+        # Not -1 for their number: z may be empty.
+        flat = latents.map(
+            lambda value: value.reshape(
+                math.prod(several), batch, *value.shape[latents.theta.ndim :]
+            )
+        )
         log_prob = torch.stack([self._log_prob(flat[i]) for i in range(len(flat))])
         return log_prob.reshape(latents.theta.shape)
 
