@@ -31,6 +31,12 @@ class Lattice:
     def __len__(self) -> int:
         return len(self.angles) * len(self.shifts)
 
+    @property
+    def spacing(self) -> float:
+        """The distance of neighbouring positions in grid units; 0 where there is one only."""
+        steps = self.shifts.diff(dim=0).norm(dim=1)
+        return steps.min().item() if len(steps) else 0.0
+
     @staticmethod
     def centred(rotations: int, shape: tuple[int, int], spacing: float) -> Lattice:
         """Equal parts of the circle, and positions on a square lattice about the image's centre.

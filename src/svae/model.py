@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from svae.checks import at_least, image_shape_of, positive
 from svae.elbo import ELBO
-from svae.geometry import pixel_grid, rotate_image, to_object_frame
+from svae.geometry import pixel_grid, rotate_image, to_object_frame, transform_image
 from svae.latents import Latents
 from svae.likelihoods import Likelihood
 from svae.noise import Noise
 from svae.pixels import Pixels, draw_pixels
-from svae.posteriors import Posterior, PosteriorHead
+from svae.posteriors import Attention, Posterior, PosteriorHead
 from svae.priors import Prior
 
 __all__ = ["SpatialVAE"]
@@ -54,8 +54,8 @@ class SpatialVAE(nn.Module):
         pixel_focus: The part of them that is drawn by local contrast instead of anywhere.
         augment_rotation: Whether training turns the encoder's input at random (section 4.3).
         z_delay_epochs: For how many epochs training holds z at zero (section 4.3).
-        pose_candidates: In how many turns each image is shown to the encoder outside of training;
-            the posterior with the best bound is kept. More than one mends poses half a turn off.
+        pose_candidates: In how many poses each image is shown to the encoder outside of training;
+            more than one mends poses half a turn off (`infer`).
         group_order: The number of rotations of a group-equivariant encoder; null for another.
     """
 
@@ -142,14 +142,18 @@ class SpatialVAE(nn.Module):
     def infer(self, image: Tensor, candidates: int | None = None) -> Posterior:
         """The approximate posterior of images with shape (B, C, H, W).
 
-        With more than one candidate, every image is also encoded turned by equal parts of a
-        circle, each turn is removed from the posterior, and the one with the best bound at its
-        mode is kept. An encoder has one guess of an angle and is often half a turn off; the
-        generator can tell. What is kept is a function of the image, so that bounds stay bounds.
+        With more than one candidate, every image is also encoded in other poses, these are removed
+        from the posterior again, and one posterior is kept. Of an encoder without a lattice, the
+        poses are equal parts of a circle, and the best bound at the mode is kept: its one guess
+        of an angle is often half a turn off, and the generator can tell. Of one with a lattice,
+        which has seen all turns, they lie between its points, and that is kept whose angle most
+        agree on: what remains wrong is the choice between two angles at which an object looks
+        nearly the same, and there it is the interpolation of the image that decides. What is
+        kept is a function of the image, so that bounds stay bounds.
 
         Arguments:
             image: Images, with shape (B, C, H, W).
-            candidates: The number of turns; by default the model's `pose_candidates`.
+            candidates: The number of poses; by default the model's `pose_candidates`.
         """
         if image.shape[1:] != self.image_shape:
             raise ValueError(
@@ -159,16 +163,51 @@ class SpatialVAE(nn.Module):
         candidates = self.pose_candidates if candidates is None else candidates
         if candidates == 1:
             return self._posterior(image)
+        if isinstance(self.posterior, Attention):
+            return self._infer_by_agreement(image, self.posterior, candidates)
         turns = torch.arange(candidates, device=image.device) * (2 * torch.pi / candidates)
         with torch.no_grad():
             scores = [self._bound_at_mode(image, turn.expand(len(image))) for turn in turns]
         return self._infer_turned(image, turns[torch.stack(scores).argmax(0)])
 
-    def _posterior(self, image: Tensor, noise: Noise | None = None) -> Posterior:
-        """The posterior of images; that of a training step where its noise is given."""
+    def _infer_by_agreement(self, image: Tensor, head: Attention, candidates: int) -> Posterior:
+        """The posterior of the one of several poses whose angle most of them agree on."""
+        lattice, count = head.lattice, len(image)
+        # Poses between the lattice's points that fill a cell evenly; the first is the image as it
+        # is. (The additive recurrence of Roberts, 2018, in three dimensions.)
+        steps = torch.tensor([0.8191725134, 0.6710436067, 0.5497004779], dtype=torch.float64)
+        cell = (torch.arange(candidates, dtype=torch.float64).unsqueeze(-1) * steps) % 1.0
+        turns = (cell[:, 0] * (2 * torch.pi / len(lattice.angles))).to(image)
+        shifts = (cell[:, 1:] * lattice.spacing).to(image)
+        angles, votes = [], []
+        with torch.no_grad():
+            for turn, shift in zip(turns, shifts, strict=True):
+                moved = transform_image(image, turn.expand(count), shift.expand(count, 2))
+                q = head.whole(self._params(moved)).turned(-turn.expand(count))
+                angles.append(q.mode().theta)
+                votes.append((q.weights.sum(1), lattice.angles - turn))
+            # How much of each posterior is within a quarter turn of each one's angle.
+            agreement = [
+                sum(
+                    (weights * (torch.cos(at - angle.unsqueeze(-1)) > 0)).sum(-1).add(1e-6).log()
+                    for weights, at in votes
+                )
+                for angle in angles
+            ]
+            best = torch.stack(cast(list[Tensor], agreement)).argmax(0)
+        turn, shift = turns[best], shifts[best]
+        q = head(self._params(transform_image(image, turn, shift)))
+        return q.shifted(-shift).turned(-turn)
+
+    def _params(self, image: Tensor) -> Tensor:
+        """The parameters of the posterior of images."""
         # An encoder of patches needs many times the memory of its images.
         parts = image.split(getattr(self.encoder, "images_at_once", len(image)))
-        params = torch.cat([self.posterior.params(self.encoder(part)) for part in parts])
+        return torch.cat([self.posterior.params(self.encoder(part)) for part in parts])
+
+    def _posterior(self, image: Tensor, noise: Noise | None = None) -> Posterior:
+        """The posterior of images; that of a training step where its noise is given."""
+        params = self._params(image)
         return self.posterior(params) if noise is None else self.posterior.trained(params, noise)
 
     def _infer_turned(self, image: Tensor, turn: Tensor, noise: Noise | None = None) -> Posterior:

@@ -103,8 +103,8 @@ class Case:
         # No angle so wide that it is uniform but for rounding, none too narrow for quadrature.
         return (spread * torch.randn(shape, dtype=DOUBLE)).clamp(-2 * spread, 2 * spread)
 
-    def by_hand(self, params, frame=None, best=None):
-        return ByHand(self, params, frame, best)
+    def by_hand(self, params, frame=None, centre=None, best=None):
+        return ByHand(self, params, frame, centre, best)
 
 
 class ByHand:
@@ -114,20 +114,21 @@ class ByHand:
         case: What is written out.
         params: The parameters of every point, with shape (B, P, R, n).
         frame: The angle (B,) by which the lattice is turned.
+        centre: Where the lattice's centre (B, 2) is before it is turned.
         best: How many of the best points are kept.
     """
 
-    def __init__(self, case, params, frame=None, best=None):
+    def __init__(self, case, params, frame=None, centre=None, best=None):
         self.case = case
         batch, dims = len(params), case.z_dim
         self.frame = torch.zeros(batch, dtype=DOUBLE) if frame is None else frame
+        centre = torch.zeros(batch, 2, dtype=DOUBLE) if centre is None else centre
+        self.places = case.positions + centre.unsqueeze(1)  # (B, P, 2)
         upright, _ = self.rotation_prior(torch.zeros(batch, dtype=DOUBLE))
         rotations, width = self.rotation_prior(self.frame)
-        shift_std = 1.5 * SPACING
-        positions = -(case.positions**2).sum(-1) / (2 * shift_std**2)
-        positions = positions.log_softmax(0) if case.shape != (1, 1) else positions * 0
-        self.log_p = positions[:, None] + rotations[:, None]
-        logits = params[..., 0] + positions[:, None] + upright[:, None]
+        at_home = self.position_prior(case.positions.unsqueeze(0))
+        self.log_p = self.position_prior(self.places).unsqueeze(2) + rotations.unsqueeze(1)
+        logits = params[..., 0] + at_home.unsqueeze(2) + upright.unsqueeze(1)
         if best is not None:
             flat = logits.flatten(1)
             lowest = flat.sort(1, descending=True).values[:, best - 1]
@@ -141,6 +142,12 @@ class ByHand:
             centres = case.turns if case.deviates else 0 * case.turns
             self.theta = Normal(centres + unit * loc, unit * log_scale.exp())
             self.theta_prior = Normal(centres.expand_as(loc), width)
+
+    def position_prior(self, places):
+        """Log-probabilities (B, P) of positions (B, P, 2)."""
+        if self.case.shape == (1, 1):
+            return 0 * places.sum(-1)
+        return (-(places**2).sum(-1) / (2 * (1.5 * SPACING) ** 2)).log_softmax(1)
 
     def rotation_prior(self, frame):
         """Log-probabilities (B, R) of the turned rotations, and the width of the deviations."""
@@ -188,7 +195,7 @@ class ByHand:
         """The number (S, B) of the position, and whether (S, B) it is one."""
         shift = torch.complex(latents.shift[..., 0], latents.shift[..., 1])
         shift = shift * torch.exp(-1j * self.frame)
-        places = torch.complex(*self.case.positions.unbind(-1))
+        places = torch.complex(*self.places.unbind(-1))
         distance = (shift.unsqueeze(-1) - places).abs()
         return distance.argmin(-1), distance.min(-1).values < 1e-6
 

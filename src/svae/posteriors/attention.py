@@ -61,8 +61,8 @@ class AttentionPosterior:
         log_weights: Log-probabilities of the points, with shape (B, M).
         params: The parameters of the variables at each point, with shape (B, M, n).
         points: Which points of the lattice these are, with shape (B, M); all of them if None.
-        frame: The angle (B,) by which the lattice is turned against the image's axes; not at all
-            if None.
+        frame: The angle (B,) by which the lattice is turned against the image's axes, and its
+            centre (B, 2) before that; not at all if None.
         sampler: How `rsample` samples, where it does not draw points and then what is at them.
         gives_bound: Whether what `rsample` gives is a sample of the posterior, so that the ELBO
             estimated from it is a bound.
@@ -72,7 +72,7 @@ class AttentionPosterior:
     log_weights: Tensor
     params: Tensor
     points: Tensor | None = None
-    frame: Tensor | None = None
+    frame: tuple[Tensor, Tensor] | None = None
     sampler: Callable[[AttentionPosterior, int, Noise], tuple[Latents, Tensor]] | None = None
     gives_bound: bool = True
 
@@ -80,7 +80,7 @@ class AttentionPosterior:
 
     @property
     def lattice(self) -> Lattice:
-        """The poses that the posterior chooses from, before they are turned by `frame`."""
+        """The poses that the posterior chooses from, before they are moved by `frame`."""
         return self.head.lattice
 
     @property
@@ -133,8 +133,19 @@ class AttentionPosterior:
     def latents(self, values: Mapping[str, Tensor], shift: Tensor) -> Latents:
         """Latents in the image's frame, of values and shifts (..., B, 2) in the lattice's."""
         z = values["z"]
-        latents = Latents(z, values.get("theta", z.new_zeros(z.shape[:-1])), shift)
-        return latents if self.frame is None else latents.turned(self.frame)
+        theta = values.get("theta", z.new_zeros(z.shape[:-1]))
+        if self.frame is None:
+            return Latents(z, theta, shift)
+        angle, centre = self.frame
+        return Latents(z, theta, shift + centre).turned(angle)
+
+    def _in_lattice(self, latents: Latents) -> Latents:
+        """The inverse of `latents`: from the image's frame to the lattice's."""
+        if self.frame is None:
+            return latents
+        angle, centre = self.frame
+        turned = latents.turned(-angle)
+        return Latents(turned.z, turned.theta, turned.shift - centre)
 
     # ---- samples
 
@@ -190,7 +201,7 @@ class AttentionPosterior:
             resultant = torch.hypot((part * loc.cos()).sum(1), (part * loc.sin()).sum(1))
             theta = (-2 * resultant.clamp(1e-12, 1).log()).sqrt()
         if self.frame is not None:
-            shift = rotate(shift, self.frame.unsqueeze(-1))
+            shift = rotate(shift, self.frame[0].unsqueeze(-1))
         return Latents(z, theta, _spread(weights, shift, torch.zeros_like(shift)))
 
     def turned(self, angle: Tensor) -> AttentionPosterior:
@@ -198,7 +209,16 @@ class AttentionPosterior:
 
         The lattice turns with the image, and the prior is put onto the turned lattice.
         """
-        return replace(self, frame=angle if self.frame is None else self.frame + angle)
+        if self.frame is None:
+            return replace(self, frame=(angle, angle.new_zeros(len(angle), 2)))
+        return replace(self, frame=(self.frame[0] + angle, self.frame[1]))
+
+    def shifted(self, by: Tensor) -> AttentionPosterior:
+        """The posterior of the latents of the images moved by `by` (B, 2) in grid units."""
+        if self.frame is None:
+            return replace(self, frame=(by.new_zeros(len(by)), by))
+        angle, centre = self.frame
+        return replace(self, frame=(angle, centre + rotate(by, -angle)))
 
     # ---- divergences and densities
 
@@ -222,12 +242,15 @@ class AttentionPosterior:
 
     def _log_lattice_prior(self, priors: Priors) -> Tensor:
         """Log-probabilities of the points under the prior, with shape (B or 1, P, R)."""
-        angles = self.lattice.angles
+        angles, shifts = self.lattice.angles, self.lattice.shifts
         if self.frame is not None:
-            angles = wrap_angle(angles + self.frame.unsqueeze(-1))
+            angles = wrap_angle(angles + self.frame[0].unsqueeze(-1))
+            # The prior of a shift has no preferred direction: turned or not, it is the same.
+            shifts = shifts + self.frame[1].unsqueeze(-2)
         rotations = self.head.log_rotations(priors, angles)
-        return self.head.log_positions(priors).unsqueeze(-1) + rotations.reshape(
-            -1, 1, len(self.head.angles)
+        positions = self.head.log_positions(priors, shifts)
+        return (positions.unsqueeze(-1) + rotations.unsqueeze(-2)).reshape(
+            -1, len(self.head.shifts), len(self.head.angles)
         )
 
     def log_prior(self, latents: Latents, priors: Priors) -> Tensor:
@@ -239,8 +262,7 @@ class AttentionPosterior:
         log_lattice = self._log_lattice_prior(priors).expand(len(self.params), -1, -1)
         log_prior = log_lattice[torch.arange(len(log_lattice)), position]  # (..., B, R)
         if "theta" in priors:
-            back = latents.theta if self.frame is None else latents.theta - self.frame
-            deviation = back.unsqueeze(-1) - self.head.offsets
+            deviation = self._in_lattice(latents).theta.unsqueeze(-1) - self.head.offsets
             log_prior = log_prior + self.head.around(priors)["theta"].log_prob(deviation)
         log_prior = log_prior.logsumexp(-1) + priors["z"].log_prob(latents.z)
         return log_prior.masked_fill(off, -torch.inf)
@@ -273,7 +295,7 @@ class AttentionPosterior:
             columns = torch.arange(self.points.shape[1], device=position.device)
             columns = columns.expand(len(position), -1)
             elsewhere = self.points // rotations != position.unsqueeze(-1)
-        back = latents if self.frame is None else latents.turned(-self.frame)
+        back = self._in_lattice(latents)
         log_prob = self.log_weights.gather(1, columns)
         for name, q in self.at(columns)[0].items():
             log_prob = log_prob + q.log_prob(getattr(back, name).unsqueeze(1))
@@ -283,7 +305,7 @@ class AttentionPosterior:
 
     def _position_of(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """The position (..., B) that each shift lies on, and whether it lies on none."""
-        shift = latents.shift if self.frame is None else rotate(latents.shift, -self.frame)
+        shift = self._in_lattice(latents).shift
         # Matrix products would lose the last digits of small distances.
         exact = "donot_use_mm_for_euclid_dist"
         flat = shift.flatten(0, -2)
@@ -343,7 +365,7 @@ class Attention(PosteriorHead):
         self.offsets: Tensor
         # Not a dictionary of modules: the model owns the priors.
         self._priors = dict(priors)
-        self.log_positions(priors)
+        self.log_positions(priors, self.shifts)
 
     @property
     def lattice(self) -> Lattice:
@@ -360,11 +382,11 @@ class Attention(PosteriorHead):
             return priors["theta"].on_lattice(angles)[0]
         return torch.full_like(angles, 1 / angles.shape[-1]).log()
 
-    def log_positions(self, priors: Priors) -> Tensor:
-        """Log prior probabilities of the positions, with shape (P,)."""
+    def log_positions(self, priors: Priors, shifts: Tensor) -> Tensor:
+        """Log prior probabilities of positions `shifts` (..., P, 2), with shape (..., P)."""
         if "shift" not in priors:
-            return self.shifts.new_zeros(len(self.shifts))
-        log_weights, around = priors["shift"].on_lattice(self.shifts)
+            return torch.zeros_like(shifts[..., 0])
+        log_weights, around = priors["shift"].on_lattice(shifts)
         if around is not None:
             raise ValueError(
                 f"prior.shift: {type(priors['shift']).__name__} does not put a shift onto the "
@@ -392,15 +414,16 @@ class Attention(PosteriorHead):
 
     def forward(self, params: Tensor) -> AttentionPosterior:
         """The posterior of each image, from parameters with shape (B, P, R, n)."""
-        return self.sampling.reported(self._everywhere(params))
+        return self.sampling.reported(self.whole(params))
 
     def trained(self, params: Tensor, noise: Noise) -> AttentionPosterior:
-        return self.sampling.trained(self._everywhere(params), noise)
+        return self.sampling.trained(self.whole(params), noise)
 
-    def _everywhere(self, params: Tensor) -> AttentionPosterior:
+    def whole(self, params: Tensor) -> AttentionPosterior:
+        """The posterior over the whole lattice, before `sampling` makes of it what is used."""
         logits, rest = params.flatten(1, 2).split((1, sum(self.sizes[1:])), dim=-1)
         # The network's part is relative to the prior, which a fresh network so is about.
-        positions = self.log_positions(self._priors).unsqueeze(-1)
+        positions = self.log_positions(self._priors, self.shifts).unsqueeze(-1)
         prior = (positions + self.log_rotations(self._priors, self.angles)).flatten()
         return AttentionPosterior(self, (logits.squeeze(-1) + prior).log_softmax(1), rest)
 
