@@ -185,7 +185,7 @@ class SpatialVAE(nn.Module):
                 moved = transform_image(image, turn.expand(count), shift.expand(count, 2))
                 q = head.whole(self._params(moved)).turned(-turn.expand(count))
                 angles.append(q.mode().theta)
-                votes.append((q.weights.sum(1), lattice.angles - turn))
+                votes.append(q.spread_of_angles())
             # How much of each posterior is within a quarter turn of each one's angle.
             agreement = [
                 sum(

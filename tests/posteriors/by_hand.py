@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -160,9 +161,20 @@ class ByHand:
             return flat, half
         # The angles nearest to zero that mean the same.
         turned = torch.exp(1j * (case.turns + frame[:, None])).angle()
-        width = half if case.angle == "published" else min(half, case.std / math.sqrt(2))
-        std = case.std if case.angle == "published" else math.sqrt(case.std**2 - width**2)
-        return (-(turned**2) / (2 * std**2)).log_softmax(1), width
+        if case.angle == "published":
+            return (-(turned**2) / (2 * case.std**2)).log_softmax(1), half
+        width = min(half, case.std / math.sqrt(2))
+
+        def log_weights(angles, std):
+            every = angles.unsqueeze(-1) + TURNS
+            return (-(every**2) / (2 * std**2)).logsumexp(-1).log_softmax(-1)
+
+        def too_narrow(std):
+            """By how much the mean cosine is above that of the prior."""
+            mean = (log_weights(case.turns, std).exp() * case.turns.cos()).sum().item()
+            return mean * math.exp(-(width**2) / 2) - math.exp(-(case.std**2) / 2)
+
+        return log_weights(turned, brentq(too_narrow, 0.05 * width, 4.0, xtol=1e-14)), width
 
     def average(self, value):
         """The expectation (B,) of what is (B, P, R), zero where there is no probability."""

@@ -298,9 +298,6 @@ def test_under_a_normal_prior_a_turn_by_one_rotation_moves_the_prior_on():
     assert (turned.kl(case.priors())["lattice"] - by_hand.kl()["lattice"]).abs().max() > 0.1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the prior of an angle without offsets is turned with the lattice"
-)
 @pytest.mark.parametrize("name", ["one rotation, gaussian", "no offsets, gaussian"])
 def test_without_offsets_a_turned_angle_is_compared_with_its_own_prior(name):
     """As for the mean-field posterior: the prior of an angle does not turn with the image."""

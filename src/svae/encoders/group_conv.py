@@ -101,8 +101,7 @@ class GroupConv(nn.Module):
 
         kept = torch.ones(kernel_size, kernel_size)
         if disc:
-            radius = pixel_grid(kernel_size, kernel_size).norm(dim=-1) if kernel_size > 1 else kept
-            kept = (radius <= 1 + 1e-6).float().view(kernel_size, kernel_size)
+            kept = _disc(kernel_size)
         self.register_buffer("kept", kept, persistent=False)
         self.kept: Tensor
         spacing = stride * pixel_size(height, width)
@@ -181,19 +180,31 @@ def _patches(image: Tensor, kernel: int, stride: int) -> Tensor:
     return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
+def _disc(size: int) -> Tensor:
+    """1 inside of the disc that touches the sides of a square of pixels, else 0: (size, size)."""
+    if size == 1:
+        return torch.ones(1, 1)
+    # An even square has no pixel in the middle of a side, but two beside it.
+    radius = 1.0 if size % 2 else math.hypot(1, 1 / (size - 1))
+    return (pixel_grid(size, size).norm(dim=-1) <= radius + 1e-6).float().view(size, size)
+
+
 def _positions(size: int, kernel: int, padding: int, stride: int) -> tuple[int, int]:
     """How many positions there are along one side, and how much padding they need on each end."""
     reach = size + 2 * padding - kernel
-    if reach < 0:
-        raise ValueError(
-            f"kernel_size, padding: a kernel of {kernel} px fits nowhere on {size} px with "
-            f"{padding} px of padding"
-        )
-    left_over = reach % stride
+    count, left_over = reach // stride + 1, reach % stride
+    if left_over % 2 and stride % 2:
+        # With one position less, what is left over is shared equally.
+        count, left_over = count - 1, left_over + stride
     if left_over % 2:
         raise ValueError(
             f"stride: positions {stride} px apart cannot lie symmetrically about the centre of "
             f"{size} px under a kernel of {kernel} px; use a kernel one pixel larger or smaller, "
             "or an odd stride"
         )
-    return reach // stride + 1, padding - left_over // 2
+    if reach < 0 or count < 1:
+        raise ValueError(
+            f"kernel_size, padding, stride: a kernel of {kernel} px on {size} px with {padding} "
+            f"px of padding and a stride of {stride} px leaves no position; use more padding"
+        )
+    return count, padding - left_over // 2

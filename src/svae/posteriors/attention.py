@@ -120,32 +120,49 @@ class AttentionPosterior:
             columns: Which of the points, with shape (B, m); they may repeat. All by default.
 
         Returns:
-            Distributions of values with shape (B, m, *event), and positions (B, m, 2); all in the
-            frame of the lattice.
+            Distributions of values with shape (B, m, *event), and positions (B, m, 2); positions
+            and angles around those of the lattice in its frame, other angles in the image's.
         """
         rows, params = self.rows(), self.params
         if columns is not None:
             rows, params = _columns(rows, columns), _columns(params, columns)
         rotations = len(self.lattice.angles)
-        q = self.head.conditionals(params, rows % rotations)
+        q = self._framed(self.head.conditionals(params, rows % rotations))
         return q, self.lattice.shifts[rows // rotations]
 
+    def _framed(self, q: dict[str, Distribution]) -> dict[str, Distribution]:
+        """An angle that is no deviation from the lattice's has its prior in the image's frame."""
+        if self.frame is None or self.head.deviates or "theta" not in q:
+            return q
+        return q | {"theta": q["theta"].turned(self.frame[0].unsqueeze(-1))}
+
     def latents(self, values: Mapping[str, Tensor], shift: Tensor) -> Latents:
-        """Latents in the image's frame, of values and shifts (..., B, 2) in the lattice's."""
+        """Latents in the image's frame, of values and shifts (..., B, 2) as `at` gives them."""
         z = values["z"]
         theta = values.get("theta", z.new_zeros(z.shape[:-1]))
         if self.frame is None:
             return Latents(z, theta, shift)
         angle, centre = self.frame
-        return Latents(z, theta, shift + centre).turned(angle)
+        return Latents(z, theta + angle * self.head.deviates, rotate(shift + centre, angle))
 
-    def _in_lattice(self, latents: Latents) -> Latents:
-        """The inverse of `latents`: from the image's frame to the lattice's."""
+    def _as_at(self, latents: Latents) -> Latents:
+        """The inverse of `latents`: values and shifts as `at` gives them."""
         if self.frame is None:
             return latents
         angle, centre = self.frame
-        turned = latents.turned(-angle)
-        return Latents(turned.z, turned.theta, turned.shift - centre)
+        theta = latents.theta - angle * self.head.deviates
+        return Latents(latents.z, theta, rotate(latents.shift, -angle) - centre)
+
+    def spread_of_angles(self) -> tuple[Tensor, Tensor]:
+        """Probabilities (B, m) that sum to one, and the angles (B, m) in the image's frame.
+
+        How the angle is spread, without the widths around the lattice's points.
+        """
+        turn = 0.0 if self.frame is None else self.frame[0].unsqueeze(-1)
+        if self.head.deviates:
+            return self.weights.sum(1), self.lattice.angles + turn
+        q, _ = self.at()
+        return self.log_weights.exp(), q["theta"].mode
 
     # ---- samples
 
@@ -234,7 +251,7 @@ class AttentionPosterior:
         weights = self.log_weights.exp()
         log_prior = self._log_lattice_prior(priors).flatten(1).expand(len(weights), -1)
         # Divergences of the deviations: to turn or to move both sides changes nothing.
-        q = self.head.conditionals(self.params)
+        q = self._framed(self.head.conditionals(self.params))
         around = self.head.around(priors)
         terms = {name: (weights * divergence(around[name], d)).sum(1) for name, d in q.items()}
         excess = self.log_weights - _columns(log_prior, self.rows())
@@ -262,7 +279,7 @@ class AttentionPosterior:
         log_lattice = self._log_lattice_prior(priors).expand(len(self.params), -1, -1)
         log_prior = log_lattice[torch.arange(len(log_lattice)), position]  # (..., B, R)
         if "theta" in priors:
-            deviation = self._in_lattice(latents).theta.unsqueeze(-1) - self.head.offsets
+            deviation = self._as_at(latents).theta.unsqueeze(-1) - self.head.offsets
             log_prior = log_prior + self.head.around(priors)["theta"].log_prob(deviation)
         log_prior = log_prior.logsumexp(-1) + priors["z"].log_prob(latents.z)
         return log_prior.masked_fill(off, -torch.inf)
@@ -295,7 +312,7 @@ class AttentionPosterior:
             columns = torch.arange(self.points.shape[1], device=position.device)
             columns = columns.expand(len(position), -1)
             elsewhere = self.points // rotations != position.unsqueeze(-1)
-        back = self._in_lattice(latents)
+        back = self._as_at(latents)
         log_prob = self.log_weights.gather(1, columns)
         for name, q in self.at(columns)[0].items():
             log_prob = log_prob + q.log_prob(getattr(back, name).unsqueeze(1))
@@ -305,7 +322,7 @@ class AttentionPosterior:
 
     def _position_of(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """The position (..., B) that each shift lies on, and whether it lies on none."""
-        shift = self._in_lattice(latents).shift
+        shift = self._as_at(latents).shift
         # Matrix products would lose the last digits of small distances.
         exact = "donot_use_mm_for_euclid_dist"
         flat = shift.flatten(0, -2)

@@ -10,6 +10,7 @@ References:
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from svae.geometry import pixel_size, wrap_angle
 from svae.priors.base import Prior
 
 __all__ = ["AngleFromPoint", "Gaussian", "GaussianAngle", "GaussianShift", "TargetVAEAngle"]
+
+# Weights as wide as this are equal to 3e-4; so many turns hold all of them.
+_WIDEST, _TURNS = 4.0, 4
 
 
 class Gaussian(Prior):
@@ -84,12 +88,16 @@ class GaussianAngle(Gaussian):
         """Normal deviations from equally spaced `points` (..., M), in radians.
 
         From each point the angle deviates by N(0, c^2), c being half the spacing (TARGET-VAE's
-        pi/R); the weights are those of N(0, s^2 - c^2), so that the marginal is the prior that
-        was asked for, N(0, s^2): within 5 % where s is the spacing, 1.5 % where it is wide. A
-        narrower one takes c = s / sqrt(2) at most and is matched only in its variance.
+        pi/R), or s / sqrt(2) if that is less. The weights are those of a normal density wrapped
+        around the circle, as wide as it takes for the marginal to have the mean direction and
+        spread (the first trigonometric moment) of the prior that was asked for, N(0, s^2). Its
+        density is that within 5 % where s is the spacing or more; a narrower prior has the same
+        spread, but stands on separate points.
         """
-        width = min(math.pi / points.shape[-1], self.std / math.sqrt(2))
-        return _at_angles(points, math.sqrt(self.std**2 - width**2)), AngleFromPoint(width)
+        width, spread = _widths(self.std, points.shape[-1])
+        log_scale = torch.full_like(points, math.log(spread))
+        density = WrappedNormal(torch.zeros_like(points), log_scale).log_prob(points)
+        return torch.log_softmax(density, dim=-1), AngleFromPoint(width)
 
 
 class AngleFromPoint(GaussianAngle):
@@ -131,14 +139,33 @@ class TargetVAEAngle(GaussianAngle):
 
     def on_lattice(self, points: Tensor) -> tuple[Tensor, Prior | None]:
         """The density at `points` (..., M), normalised; half the spacing for the deviation."""
-        return _at_angles(points, self.std), AngleFromPoint(math.pi / points.shape[-1])
+        log_weights = torch.log_softmax(self.log_prob(wrap_angle(points)), dim=-1)
+        return log_weights, AngleFromPoint(math.pi / points.shape[-1])
 
 
-def _at_angles(points: Tensor, std: float) -> Tensor:
-    """Log-weights (..., M) in proportion to N(0, std^2) at `points`, which are wrapped."""
-    log_scale = torch.full_like(points, math.log(std))
-    density = Normal(torch.zeros_like(points), log_scale).log_prob(wrap_angle(points))
-    return torch.log_softmax(density, dim=-1)
+@lru_cache
+def _widths(std: float, count: int) -> tuple[float, float]:
+    """How wide the deviations from `count` points of a circle are, and the weights of the points.
+
+    Together they have the resultant length exp(-std^2 / 2) of a wrapped normal angle.
+    """
+    width = min(math.pi / count, std / math.sqrt(2))
+    wanted = math.exp(-0.5 * (std**2 - width**2))
+    angles = [2 * math.pi * i / count for i in range(count)]
+
+    def resultant(spread: float) -> float:
+        turns = range(-_TURNS, _TURNS + 1)
+        weights = [
+            sum(math.exp(-0.5 * ((a + 2 * math.pi * k) / spread) ** 2) for k in turns)
+            for a in angles
+        ]
+        return sum(w * math.cos(a) for w, a in zip(weights, angles, strict=True)) / sum(weights)
+
+    low, high = 0.02 * width, _WIDEST
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if resultant(middle) > wanted else (low, middle)
+    return width, high
 
 
 class GaussianShift(Gaussian):
