@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
-from svae.checks import at_least, image_shape_of
+from svae.checks import at_least, image_shape_of, positive
 from svae.geometry import pixel_grid, pixel_size, rotate_image
 from svae.lattice import Lattice
 from svae.networks import activation_named, compute_dtype
@@ -53,6 +53,8 @@ class GroupConv(nn.Module):
         layers: The number of layers, the convolution among them.
         activation: tanh, leaky_relu, gelu or silu.
         disc: Whether filters are cut to a disc, so that no turn loses their corners.
+        initial_width_px: The standard deviation of a Gaussian window over the initial filters,
+            which keeps their norm: they begin with what lies about their centre. Null for none.
         pool_rotations: Whether the rotations are merged by a learned weighted sum: the lattice
             has positions only, and the angle is left to the posterior at each of them.
     """
@@ -68,6 +70,7 @@ class GroupConv(nn.Module):
         layers: int = 2,
         activation: str = "leaky_relu",
         disc: bool = True,
+        initial_width_px: float | None = None,
         pool_rotations: bool = False,
     ) -> None:
         super().__init__()
@@ -90,7 +93,10 @@ class GroupConv(nn.Module):
 
         bound = 1 / math.sqrt(in_channels * kernel_size**2)
         filters = torch.empty(channels, in_channels, kernel_size, kernel_size)
-        self.filters = nn.Parameter(filters.uniform_(-bound, bound))
+        filters.uniform_(-bound, bound)
+        if initial_width_px is not None:
+            filters *= _window(kernel_size, positive("initial_width_px", initial_width_px))
+        self.filters = nn.Parameter(filters)
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
         self.activation = activation_named(activation)
         pointwise: list[nn.Module] = []
@@ -178,6 +184,13 @@ def _patches(image: Tensor, kernel: int, stride: int) -> Tensor:
     """What lies under the filter at every position: (B, P, C k k) of images (B, C, H, W)."""
     patches = image.unfold(2, kernel, stride).unfold(3, kernel, stride)  # (B, C, h, w, k, k)
     return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
+def _window(size: int, width_px: float) -> Tensor:
+    """A Gaussian (size, size) with a mean square of one."""
+    place = torch.arange(size) - (size - 1) / 2
+    window = torch.exp(-(place[:, None] ** 2 + place**2) / (2 * width_px**2))
+    return window / window.square().mean().sqrt()
 
 
 def _disc(size: int) -> Tensor:
