@@ -62,6 +62,15 @@ class Latents:
         return Latents(torch.zeros_like(self.z), self.theta, self.shift)
 
     @staticmethod
+    def stack(parts: list[Latents]) -> Latents:
+        """Latents (K, ...) of K alternatives with shape (...)."""
+        return Latents(
+            torch.stack([part.z for part in parts]),
+            torch.stack([part.theta for part in parts]),
+            torch.stack([part.shift for part in parts]),
+        )
+
+    @staticmethod
     def cat(parts: list[Latents]) -> Latents:
         """Latents of several batches in a row."""
         return Latents(

@@ -32,6 +32,11 @@ class Lattice:
         return len(self.angles) * len(self.shifts)
 
     @property
+    def turn(self) -> float:
+        """The angle between neighbouring rotations in radians."""
+        return 2 * math.pi / len(self.angles)
+
+    @property
     def spacing(self) -> float:
         """The distance of neighbouring positions in grid units; 0 where there is one only."""
         steps = self.shifts.diff(dim=0).norm(dim=1)

@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from svae.agreement import most_agreed, poses_between
 from svae.checks import at_least, image_shape_of, positive
 from svae.elbo import ELBO
 from svae.geometry import pixel_grid, rotate_image, to_object_frame, transform_image
@@ -171,33 +172,22 @@ class SpatialVAE(nn.Module):
         return self._infer_turned(image, turns[torch.stack(scores).argmax(0)])
 
     def _infer_by_agreement(self, image: Tensor, head: Attention, candidates: int) -> Posterior:
-        """The posterior of the one of several poses whose angle most of them agree on."""
-        lattice, count = head.lattice, len(image)
-        # Poses between the lattice's points that fill a cell evenly; the first is the image as it
-        # is. (The additive recurrence of Roberts, 2018, in three dimensions.)
-        steps = torch.tensor([0.8191725134, 0.6710436067, 0.5497004779], dtype=torch.float64)
-        cell = (torch.arange(candidates, dtype=torch.float64).unsqueeze(-1) * steps) % 1.0
-        turns = (cell[:, 0] * (2 * torch.pi / len(lattice.angles))).to(image)
-        shifts = (cell[:, 1:] * lattice.spacing).to(image)
-        angles, votes = [], []
+        """The posterior of the image in one of several poses: of that which most agree with."""
+        count = len(image)
+        turns, shifts = (move.to(image) for move in poses_between(head.lattice, candidates))
+        modes, spreads = [], []
         with torch.no_grad():
             for turn, shift in zip(turns, shifts, strict=True):
-                moved = transform_image(image, turn.expand(count), shift.expand(count, 2))
-                q = head.whole(self._params(moved)).turned(-turn.expand(count))
-                angles.append(q.mode().theta)
-                votes.append(q.spread_of_angles())
-            # How much of each posterior is within a quarter turn of each one's angle.
-            agreement = [
-                sum(
-                    (weights * (torch.cos(at - angle.unsqueeze(-1)) > 0)).sum(-1).add(1e-6).log()
-                    for weights, at in votes
-                )
-                for angle in angles
-            ]
-            best = torch.stack(cast(list[Tensor], agreement)).argmax(0)
+                turn, shift = turn.expand(count), shift.expand(count, 2)
+                q = head.whole(self._params(transform_image(image, turn, shift)))
+                q = q.shifted(-shift).turned(-turn)
+                modes.append(q.mode())
+                spreads.append(q.spread_of_angles())
+            best = most_agreed(Latents.stack(modes), spreads, head.lattice)
         turn, shift = turns[best], shifts[best]
-        q = head(self._params(transform_image(image, turn, shift)))
-        return q.shifted(-shift).turned(-turn)
+        return (
+            head(self._params(transform_image(image, turn, shift))).shifted(-shift).turned(-turn)
+        )
 
     def _params(self, image: Tensor) -> Tensor:
         """The parameters of the posterior of images."""

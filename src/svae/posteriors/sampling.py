@@ -176,9 +176,5 @@ def _gradient_only(value: Tensor) -> Tensor:
 
 def _stacked(parts: list[Latents]) -> tuple[Latents, Tensor]:
     """Samples (S, B, ...) of equal weight, from those of each (B, ...)."""
-    latents = Latents(
-        torch.stack([part.z for part in parts]),
-        torch.stack([part.theta for part in parts]),
-        torch.stack([part.shift for part in parts]),
-    )
+    latents = Latents.stack(parts)
     return latents, torch.full_like(latents.theta, 1 / len(parts))
