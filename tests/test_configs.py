@@ -106,7 +106,23 @@ def test_a_data_set_runs_a_batch_and_evaluates(name, monkeypatch, tmp_path):
     assert (tmp_path / "test" / "metrics.json").is_file()
 
 
-PAPER = [name for name in choices("experiment") if name.startswith("paper_")]
+PAPER = ["paper_mnist", "paper_rot_mnist", "paper_rot_trans_mnist"]
+#: One of each network; the others differ in a number.
+TARGET = ["paper_target_vae", "target_vae_laptop", "table2_mnist_n_p4_z2", "table2_mnist_u_vae"]
+TARGET += ["paper_target_vae_mnist_n", "table2_mnist_u_spatial_vae"]
+
+
+@pytest.mark.parametrize("name", TARGET)
+def test_target_vaes_experiments_run_a_batch(name, monkeypatch, tmp_path):
+    """On small digits in the place of MNIST on 50x50 pixels, with few filters."""
+    digits = ["dataset=rot_digits", "dataset.image_size=28", *QUICK]
+    small = ["model.encoder.channels=4", "model.encoder.padding=4", "model.encoder.stride=2"]
+    small += ["model.pose_candidates=2"]
+    argv = ["svae", f"hydra.run.dir={tmp_path}", f"experiment={name}", *digits]
+    attends = "channels" in compose_train(f"experiment={name}").model.encoder
+    monkeypatch.setattr(sys, "argv", argv + small * attends)
+    svae.train.main()
+    assert (tmp_path / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("name", PAPER)

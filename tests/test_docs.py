@@ -45,10 +45,12 @@ QUICK = (
     "trainer.max_epochs={epochs}",
     "trainer.enable_progress_bar=false",
     "evaluation.iwae_samples=2",
-    "model.encoder.hidden=8",
     "model.generator.hidden=8",
     "dataset.batch_size=10",
 )
+#: Added where the encoder is TARGET-VAE's, and where it is not.
+OF_TARGET_VAE = "model.encoder.channels=4", "model.encoder.hidden=8"
+TARGET_VAE = re.compile(r"target_vae|table2_\w+_p\d+")
 #: Added by data set.
 OF_DATA = {
     "images": (),
@@ -138,10 +140,12 @@ def quick(line: Line, first: bool) -> list[str]:
     if line.command != "train":
         return [*words, *QUICK_OF[line.command]]
     data = line.choices.get("dataset", "rot_digits")
-    if line.choices.get("experiment", "").startswith("paper"):
+    if line.choices.get("experiment", "demo") != "demo":
         data = "rot_mnist"
     words += [w.format(epochs=2 if "ckpt_path" in line.choices else 1) for w in QUICK]
-    words += OF_DATA["mnist" if data.endswith("mnist") else data]
+    words += OF_DATA["mnist" if "mnist" in data else data]
+    chosen = [line.choices.get(group, "") for group in ("model", "experiment")]
+    words.append(OF_TARGET_VAE[not TARGET_VAE.search(" ".join(chosen))])
     if not first:
         words.append("~callbacks.figures")
     return words
