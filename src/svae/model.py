@@ -239,10 +239,11 @@ class SpatialVAE(nn.Module):
         if pixels is not None and pixels < len(scored):
             subset = draw_pixels(image, noise, scored, pixels, self.pixel_focus)
         log_likelihood = self.log_likelihood(image, latents, subset)
+        kl = q.kl(self.priors)
         return ELBO(
             log_likelihood=(weights * log_likelihood).sum(0),
-            kl=q.kl(self.priors),
-            optimised_kl=q.optimised_kl(self.priors),
+            kl=kl,
+            optimised_kl=q.optimised_kl(self.priors) if self.posterior.replaced else kl,
             is_bound=q.gives_bound,
         )
 

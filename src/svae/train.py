@@ -177,7 +177,8 @@ def prepare(cfg: DictConfig) -> Job:
         logger=loggers or False,
         plugins=[AtomicCheckpointIO()],
     )
-    check_memory(module, cfg, trainer.world_size)
+    images = min(cfg.dataset.batch_size, len(data.splits["train"]["index"]))
+    check_memory(module, cfg.trainer, images / trainer.world_size)
     save_config(cfg)
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
@@ -205,23 +206,28 @@ def check_optimisation(module: VAEModule, trainer: DictConfig) -> None:
     module.make_scheduler(optimizer, math.inf if endless else 1000)
 
 
-def check_memory(module: VAEModule, cfg: DictConfig, processes: int) -> None:
-    """Raise ValueError if the encoder's lattice does not fit into memory, before it is tried."""
+def check_memory(module: VAEModule, trainer: DictConfig, images: float) -> None:
+    """Raise ValueError if the encoder's lattice does not fit into memory, before it is tried.
+
+    Arguments:
+        module: What is trained.
+        trainer: The trainer's config.
+        images: How many images a process encodes in a step.
+    """
     encoder = module.model.encoder
     if not isinstance(encoder, GroupConv):
         return
-    numbers = encoder.numbers_per_image * cfg.dataset.batch_size / processes
     # What the layers keep for the backward pass; what that makes of it is a chunk at a time.
-    needed = numbers * (2 if "16" in str(cfg.trainer.precision) else 4)
-    available = memory_at_hand(cfg.trainer.accelerator)
+    needed = encoder.numbers_per_image * images * (2 if "16" in str(trainer.precision) else 4)
+    available = memory_at_hand(trainer.accelerator)
     if needed > available:
         height, width = encoder.lattice.shape
         raise ValueError(
             f"model.encoder: {height}x{width} positions in {encoder.group_order} rotations with "
-            f"{encoder.out_features} channels keep about {needed / 2**30:.1f} GB for a batch of "
-            f"{cfg.dataset.batch_size} images, more than the {available / 2**30:.1f} GB here; "
-            "use a larger model.encoder.stride, fewer model.encoder.channels or rotations, or a "
-            "smaller dataset.batch_size"
+            f"{encoder.out_features} channels keep about {needed / 2**30:.1f} GB in a training "
+            f"step, more than the {available / 2**30:.1f} GB here; use a larger "
+            "model.encoder.stride, fewer model.encoder.channels or rotations, or a smaller "
+            "dataset.batch_size"
         )
 
 
