@@ -178,7 +178,7 @@ def test_turning_the_encoder_input_is_undone(make_model):
     turn = NOISE.uniform("turn").float() * 2 * torch.pi
     seen = {}
 
-    def record(image, latents, pixels=None):
+    def record(image, latents, pixels=None, weights=None):
         seen["latents"] = latents
         return torch.zeros(latents.theta.shape)
 

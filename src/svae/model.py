@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from svae.agreement import most_agreed, poses_between
 from svae.checks import at_least, image_shape_of, positive
 from svae.elbo import ELBO
+from svae.engine import log_likelihood_in_chunks
 from svae.geometry import pixel_grid, rotate_image, to_object_frame, transform_image
 from svae.latents import Latents
 from svae.likelihoods import Likelihood
@@ -238,7 +239,7 @@ class SpatialVAE(nn.Module):
         scored, subset = self.likelihood.scored_pixels, None
         if pixels is not None and pixels < len(scored):
             subset = draw_pixels(image, noise, scored, pixels, self.pixel_focus)
-        log_likelihood = self.log_likelihood(image, latents, subset)
+        log_likelihood = self.log_likelihood(image, latents, subset, weights)
         kl = q.kl(self.priors)
         return ELBO(
             log_likelihood=(weights * log_likelihood).sum(0),
@@ -268,7 +269,11 @@ class SpatialVAE(nn.Module):
         )
 
     def log_likelihood(
-        self, image: Tensor, latents: Latents, pixels: Pixels | None = None
+        self,
+        image: Tensor,
+        latents: Latents,
+        pixels: Pixels | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Log-likelihood of every image given latents, in nats (spatial-VAE eq. 2).
 
@@ -276,27 +281,49 @@ class SpatialVAE(nn.Module):
             image: Images, with shape (B, C, H, W).
             latents: Latents, with shape (S, B, ...).
             pixels: The pixels of each image to score; all by default.
+            weights: With shape (S, B), the weights that the results will have in what is
+                differentiated, where they are known: gradients then take no second pass.
 
         Returns:
             The log-likelihoods, with shape (S, B).
         """
+        count, batch = latents.theta.shape
         target = rearrange(image, "b c h w -> b (h w) c")
         scored = self.likelihood.scored_pixels
-        if pixels is not None:
-            coords = self.grid[pixels.places]
-            index = pixels.places.unsqueeze(-1).expand(-1, -1, target.shape[-1])
-            target = target.gather(1, index)
-        else:
-            coords = self.grid[scored]
-            target = target[:, scored]
-        count, batch = latents.theta.shape
-        coords = to_object_frame(coords, latents.theta, latents.shift)  # (S, B, n, 2)
-        params = self.generator(coords.flatten(0, 1), latents.z.flatten(0, 1))
-        if not self.generator.coordinate_based:
-            params = params[:, scored]
-        params = params.unflatten(0, (count, batch))
-        log_prob = self.likelihood.log_prob(params, target)
-        return (log_prob if pixels is None else log_prob * pixels.weight).sum(-1)
+        of = torch.arange(batch, device=image.device).repeat(count)  # the image of each row
+
+        def score(part: Latents, rows: slice, columns: slice) -> Tensor:
+            """What the pixels `columns` of the images `rows` add, with shape (b,)."""
+            images = of[rows]
+            if pixels is None:
+                places = scored[columns]
+                coords, values = self.grid[places], target[images][:, places]
+            else:
+                places = pixels.places[images][:, columns]
+                coords, values = self.grid[places], target[images.unsqueeze(1), places]
+            coords = to_object_frame(coords, part.theta, part.shift)  # (b, n, 2)
+            params = self.generator(coords, part.z)
+            if not self.generator.coordinate_based:
+                params = params[:, scored]
+            log_prob = self.likelihood.log_prob(params, values)
+            return (
+                log_prob if pixels is None else log_prob * pixels.weight[images][:, columns]
+            ).sum(-1)
+
+        flat = latents.map(lambda value: value.flatten(0, 1))
+        at_once = getattr(self.generator, "chunk_pixels", None)
+        if at_once is None:
+            return score(flat, slice(None), slice(None)).unflatten(0, (count, batch))
+        parameters = [*self.generator.parameters(), *self.likelihood.parameters()]
+        value = log_likelihood_in_chunks(
+            score,
+            flat,
+            parameters,
+            pixels=len(scored) if pixels is None else pixels.places.shape[-1],
+            at_once=at_once,
+            weights=None if weights is None else weights.flatten(),
+        )
+        return value.unflatten(0, (count, batch))
 
     def importance_log_weights(
         self, image: Tensor, noise: Noise, samples: int, q: Posterior | None = None

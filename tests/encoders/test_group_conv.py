@@ -225,13 +225,14 @@ def cases_of_lifting():
 
 def test_lifting_is_torchs_convolution():
     for image, filters, kernel, stride in cases_of_lifting():
-        found = _Lift.apply(image, filters, kernel, stride)
+        bias = torch.randn(6, dtype=DOUBLE, requires_grad=True)
+        found = _Lift.apply(image, filters, bias, kernel, stride, None)
         weight = filters.reshape(6, 3, kernel, kernel)
-        expected = conv2d(image, weight, stride=stride).flatten(2).transpose(1, 2)
+        expected = conv2d(image, weight, bias, stride).flatten(2).transpose(1, 2)
         assert_close(found, expected)
         grad = torch.randn_like(expected)
-        found = torch.autograd.grad(found, (image, filters), grad)
-        expected = torch.autograd.grad(expected, (image, filters), grad)
+        found = torch.autograd.grad(found, (image, filters, bias), grad)
+        expected = torch.autograd.grad(expected, (image, filters, bias), grad)
         assert_close(found, expected)
 
 
@@ -253,7 +254,7 @@ def test_one_rotation_is_a_plain_convolution():
     images = torch.randn(3, 2, 9, 8, dtype=DOUBLE)
     hidden = conv2d(images, network.filters, network.bias, padding=2)
     hidden = leaky_relu(hidden).permute(0, 2, 3, 1)
-    expected = leaky_relu(network.pointwise[0](hidden))
+    expected = leaky_relu(network.pointwise[0].linear(hidden))
     found = network(images).unflatten(1, network.lattice.shape)
     assert_close(found.squeeze(3), expected)
     assert network.lattice.angles.tolist() == [0.0]

@@ -15,23 +15,32 @@ References:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
+from torch.nn.functional import fold, linear, pad
 
 from svae.checks import at_least, image_shape_of, positive
 from svae.geometry import pixel_grid, pixel_size, rotate_image
 from svae.lattice import Lattice
-from svae.networks import activation_named, compute_dtype
+from svae.networks import (
+    activation_named,
+    compute_dtype,
+    fused_linear,
+    fuses,
+    hidden_layers,
+    through_activation,
+)
 
 __all__ = ["GroupConv"]
 
-# Numbers in the patches of the images that are encoded at once: 64 MB in bfloat16.
-_PATCHES_AT_ONCE = 32_000_000
+# Numbers in the patches of the images that are multiplied at once: what fits the cache.
+_PATCHES_AT_ONCE = 4_000_000
+# Numbers in the features of the images that are encoded at once.
+_NUMBERS_AT_ONCE = 64_000_000
 
 
 class GroupConv(nn.Module):
@@ -98,11 +107,8 @@ class GroupConv(nn.Module):
             filters *= _window(kernel_size, positive("initial_width_px", initial_width_px))
         self.filters = nn.Parameter(filters)
         self.bias = nn.Parameter(torch.empty(channels).uniform_(-bound, bound))
-        self.activation = activation_named(activation)
-        pointwise: list[nn.Module] = []
-        for _ in range(layers - 1):
-            pointwise += [nn.Linear(channels, channels), activation_named(activation)]
-        self.pointwise = nn.Sequential(*pointwise)
+        self.activation, self.activation_name = activation_named(activation), activation
+        self.pointwise = hidden_layers(channels, layers - 1, activation)
         self.pool = nn.Linear(group_order, 1) if pool_rotations else None
 
         kept = torch.ones(kernel_size, kernel_size)
@@ -114,11 +120,10 @@ class GroupConv(nn.Module):
         rotations = 1 if pool_rotations else group_order
         #: The poses that the features belong to.
         self.lattice = Lattice.centred(rotations, (rows, columns), spacing)
-        per_image = rows * columns * in_channels * kernel_size**2
-        #: How many images are best encoded at a time.
-        self.images_at_once = max(1, _PATCHES_AT_ONCE // per_image)
         #: How many numbers a training step keeps for each image.
         self.numbers_per_image = rows * columns * group_order * channels * layers
+        #: How many images are best encoded at a time.
+        self.images_at_once = max(1, _NUMBERS_AT_ONCE // self.numbers_per_image)
 
     def extra_repr(self) -> str:
         rows, columns = self.lattice.shape
@@ -144,46 +149,95 @@ class GroupConv(nn.Module):
         dtype = compute_dtype(image)
         filters = self.turned_filters().flatten(0, 1).flatten(1).to(dtype)  # (R K, C k k)
         padded = pad(image.to(dtype), self.margins)
-        features = _Lift.apply(padded, filters, self.kernel_size, self.stride)
-        features = features.unflatten(-1, (self.group_order, -1)) + self.bias.to(dtype)
-        features = self.activation(features)
+        bias = self.bias.to(dtype).repeat(self.group_order)
+        fused = self.activation_name if fuses(image, self.activation_name) else None
+        features = _Lift.apply(padded, filters, bias, self.kernel_size, self.stride, fused)
+        if fused is None:
+            features = self.activation(features)
+        features = features.unflatten(-1, (self.group_order, -1))
         if self.pool is not None:
             features = self.pool(features.transpose(-1, -2)).transpose(-1, -2)
         return self.pointwise(features)
 
 
 class _Lift(torch.autograd.Function):
-    """Cross-correlation with image-sized filters as one matrix product.
+    """Cross-correlation with image-sized filters as a matrix product, a few images at a time.
 
     The patches take as many times the memory of the image as a filter has pixels; they are made
     again in the backward pass instead of kept.
     """
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, filters: Tensor, kernel: int, stride: int) -> Tensor:
-        ctx.save_for_backward(image, filters)
-        ctx.kernel, ctx.stride = kernel, stride
-        return _patches(image, kernel, stride) @ filters.t()  # (B, P, R K)
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        filters: Tensor,
+        bias: Tensor,
+        kernel: int,
+        stride: int,
+        activation: str | None,
+    ) -> Tensor:
+        ctx.kernel, ctx.stride, ctx.activation = kernel, stride, activation
+        images, size, result = len(image), 0, None
+        for part, rows in _parts(image, kernel, stride):
+            patches = _patches(part, kernel, stride)
+            if activation is None:
+                some = linear(patches, filters, bias)
+            else:
+                some = fused_linear(patches, filters, bias, activation)
+            if result is None:
+                result = some.new_empty(images, *some.shape[1:])
+            result[rows] = some
+        assert result is not None
+        ctx.save_for_backward(image, filters, result if activation else None)
+        return result  # (B, P, R K)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        image, filters = ctx.saved_tensors
-        grad_image = grad_filters = None
-        if ctx.needs_input_grad[1]:
-            patches = _patches(image, ctx.kernel, ctx.stride).flatten(0, 1)
-            grad_filters = grad.flatten(0, 1).t() @ patches
-        if ctx.needs_input_grad[0]:
-            grad_image = torch.nn.functional.fold(
-                (grad @ filters).transpose(1, 2), image.shape[-2:], ctx.kernel, stride=ctx.stride
-            )
-        return grad_image, grad_filters, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        image, filters, result = ctx.saved_tensors
+        wants_image, wants_filters, wants_bias, *_ = ctx.needs_input_grad
+        of_image = torch.empty_like(image) if wants_image else None
+        of_filters = torch.zeros_like(
+            filters, dtype=torch.promote_types(filters.dtype, torch.float32)
+        )
+        of_bias = of_filters.new_zeros(len(filters))
+        for part, rows in _parts(image, ctx.kernel, ctx.stride):
+            some = grad[rows]
+            if ctx.activation:
+                some = through_activation(some, result[rows], ctx.activation)
+            flat = some.flatten(0, 1)
+            if wants_filters:
+                of_filters += flat.t() @ _patches(part, ctx.kernel, ctx.stride).flatten(0, 1)
+            if wants_bias:
+                of_bias += flat.sum(0)
+            if of_image is not None:
+                of_image[rows] = fold(
+                    (some @ filters).transpose(1, 2),
+                    image.shape[-2:],
+                    ctx.kernel,
+                    stride=ctx.stride,
+                )
+        return of_image, of_filters, of_bias, None, None, None
+
+
+def _parts(image: Tensor, kernel: int, stride: int) -> Iterator[tuple[Tensor, slice]]:
+    """A few of the images (B, C, H, W) at a time, and their rows."""
+    channels, height, width = image.shape[1:]
+    positions = ((height - kernel) // stride + 1) * ((width - kernel) // stride + 1)
+    count = max(1, _PATCHES_AT_ONCE // (positions * channels * kernel**2))
+    for start in range(0, len(image), count):
+        rows = slice(start, start + count)
+        yield image[rows], rows
 
 
 def _patches(image: Tensor, kernel: int, stride: int) -> Tensor:
     """What lies under the filter at every position: (B, P, C k k) of images (B, C, H, W)."""
-    patches = image.unfold(2, kernel, stride).unfold(3, kernel, stride)  # (B, C, h, w, k, k)
-    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    # Along rows first: what lies under a filter at one position is then a single piece of memory,
+    # which is copied several times faster than its rows one by one.
+    rows = image.unfold(3, kernel, stride).transpose(2, 3).flatten(3)  # (B, C, w, H k)
+    patches = rows.unfold(3, kernel**2, stride * kernel)  # (B, C, w, h, k k)
+    return patches.permute(0, 3, 2, 1, 4).flatten(3).flatten(1, 2)
 
 
 def _window(size: int, width_px: float) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from svae.checks import at_least, image_shape_of
-from svae.networks import activation_named, hidden_layers
+from svae.networks import Dense, hidden_layers
 
 __all__ = ["MLP"]
 
@@ -39,8 +39,7 @@ class MLP(nn.Module):
         self.out_features = at_least("hidden", hidden, 1)
         self.net = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(inputs, hidden),
-            activation_named(activation),
+            Dense(inputs, hidden, activation),
             hidden_layers(hidden, at_least("layers", layers, 1) - 1, activation, residual),
         )
 

@@ -11,15 +11,17 @@ References:
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import bilinear, linear
 
 from svae.checks import at_least, image_shape_of, positive
 from svae.generators.chunks import in_chunks
 from svae.geometry import pixel_size
-from svae.networks import activation_named, compute_dtype, hidden_layers
+from svae.networks import activation_named, compute_dtype, hidden_layers, split_linear
 
 __all__ = ["CoordinateMLP"]
 
@@ -55,8 +57,31 @@ class FourierFeatures(nn.Module):
         self.bias = nn.Parameter(torch.rand(count) * 2 * math.pi, learnable)
 
     def forward(self, coords: Tensor) -> Tensor:
-        """From (..., D) to (..., count)."""
-        return torch.cos(linear(coords, self.weight, self.bias))
+        """From (..., D) to (..., count), in the type that matrices are multiplied in."""
+        features: Tensor = _Cosine.apply(coords, self.weight, self.bias, compute_dtype(coords))
+        return features
+
+
+class _Cosine(torch.autograd.Function):
+    """cos(W x + b) and its derivative at once, rounded only when they lie between -1 and 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            phase = linear(x, weight, bias)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(x, weight, phase.sin().to(dtype))
+        return phase.cos_().to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, sine = ctx.saved_tensors
+        wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        grad = (grad * sine).flatten(0, -2)
+        of_x = -(grad @ weight.to(grad)).view(x.shape).to(x) if wants_x else None
+        of_weight = -(grad.t() @ x.flatten(0, -2).to(grad)).to(x) if wants_weight else None
+        return of_x, of_weight, -grad.sum(0).to(x) if wants_bias else None, None
 
 
 class CoordinateMLP(nn.Module):
@@ -122,7 +147,7 @@ class CoordinateMLP(nn.Module):
         self.bilinear = (
             nn.Bilinear(in_features, z_dim, hidden, bias=False) if bilinear and z_dim else None
         )
-        self.activation = activation_named(activation)
+        self.activation, self.activation_name = activation_named(activation), activation
         self.hidden = hidden_layers(
             hidden, at_least("layers", layers, 1) - 1, activation, residual
         )
@@ -142,20 +167,35 @@ class CoordinateMLP(nn.Module):
 
     def pixels(self, coords: Tensor, z: Tensor) -> Tensor:
         """`forward` in one piece; shapes as there."""
+        return self.to_pixel(self.hidden(self._first_layer(coords, z)))
+
+    def _first_layer(self, coords: Tensor, z: Tensor) -> Tensor:
+        """The first layer with its activation, (B, N, hidden)."""
+        features = self.features(coords)
         # Coordinates in full precision: bfloat16 would round those of large images to a pixel.
         # What Fourier features make of them lies between -1 and 1 and is not so delicate.
-        device = coords.device.type
-        with torch.autocast(device, enabled=False):
-            features = self.features(coords)
         delicate = not isinstance(self.features, FourierFeatures)
-        rounded = torch.is_autocast_enabled(device) and not delicate
-        with torch.autocast(device, enabled=rounded):
+        z_rows = z.unsqueeze(1).expand(*coords.shape[:-1], -1)
+        if self.bilinear is None:
+            weight = self.from_coords.weight
+            if self.from_z is not None:
+                weight = torch.cat((weight, self.from_z.weight), 1)
+            together = torch.cat((features, z_rows), -1) if delicate else z_rows
+            h = split_linear(
+                together,
+                weight,
+                self.from_coords.bias,
+                self.activation_name,
+                rounded=None if delicate else features,
+            )
+            if h is not None:
+                return h
+        device = coords.device.type
+        enabled = torch.is_autocast_enabled(device) and not delicate
+        with torch.autocast(device, enabled=enabled):
             h = self.from_coords(features)
             if self.from_z is not None:
                 h = h + self.from_z(z).unsqueeze(1)
             if self.bilinear is not None:
-                z_rows = z.unsqueeze(1).expand(*coords.shape[:2], -1)
                 h = h + bilinear(features, z_rows.contiguous(), self.bilinear.weight)
-
-        h = self.activation(h.to(compute_dtype(h)))
-        return self.to_pixel(self.hidden(h))
+        return self.activation(h.to(compute_dtype(h)))

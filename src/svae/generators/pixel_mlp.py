@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from svae.checks import at_least, image_shape_of
-from svae.networks import activation_named, hidden_layers
+from svae.networks import Dense, hidden_layers
 
 __all__ = ["PixelMLP"]
 
@@ -40,8 +40,7 @@ class PixelMLP(nn.Module):
         super().__init__()
         _, height, width = image_shape_of(image_shape)
         self.net = nn.Sequential(
-            nn.Linear(at_least("z_dim", z_dim, 1), at_least("hidden", hidden, 1)),
-            activation_named(activation),
+            Dense(at_least("z_dim", z_dim, 1), at_least("hidden", hidden, 1), activation),
             hidden_layers(hidden, at_least("layers", layers, 1) - 1, activation, residual),
             nn.Linear(hidden, height * width * out_features),
             nn.Unflatten(1, (height * width, out_features)),

@@ -4,10 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from svae.latents import Latents
+from svae.networks import precise_linear
 from svae.noise import Noise
 from svae.priors import Prior
 
@@ -85,8 +85,7 @@ class PosteriorHead(nn.Module, ABC):
     def params(self, features: Tensor) -> Tensor:
         """The posterior's parameters (B, ..., n), from features (B, ..., in_features)."""
         # In full precision: bfloat16 would round an angle to a degree.
-        with torch.autocast(features.device.type, enabled=False):
-            return self.head(features.to(self.head.weight.dtype))
+        return precise_linear(features, self.head)
 
     @abstractmethod
     def forward(self, params: Tensor) -> Posterior:
