@@ -1,16 +1,16 @@
 r"""The engine of the pixel decoder: log-likelihoods of images and their gradients, in chunks.
 
 The log-likelihood of an image is a sum over its pixels, so that neither the sum nor its gradients
-need anything kept of a pixel: the engine runs the decoder forward and backward on as many pixels as
-fit the cache, adds up, and goes on with the next. Memory so does not grow with images, batches or
-networks times pixels.
+need anything kept of a pixel: the engine runs the decoder forward and backward on as many pixels
+as fit the cache, adds up, and goes on with the next. Memory so does not grow with the number of
+images, nor with their size.
 
-.. math:: \nabla \sum_b w_b \log p(y_b | z_b, \theta_b, \Delta x_b)
-          = \sum_{\mathrm{chunks}} \sum_{b, i} w_b \nabla \log p(y_{bi} | z_b, \theta_b, \Delta x_b)
+.. math:: \nabla \sum_b w_b \log p(y_b | \ell_b)
+          = \sum_{\mathrm{chunks}} \sum_{b, i} w_b \nabla \log p(y_{b i} | \ell_b)
 
-Where the weights w are known beforehand (the training ELBO: the weights of posterior samples), one
-pass gives both. Elsewhere, and where the gradient that comes back is not in proportion to them, the
-chunks are evaluated again in the backward pass.
+Where the weights w of the images are known beforehand (the training ELBO: those of posterior
+samples), one pass gives both. Elsewhere, and where the gradient that comes back is not in
+proportion to them, the chunks are evaluated again in the backward pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -150,7 +150,7 @@ def fuses(x: Tensor, activation: str) -> bool:
         activation in _FUSED
         and x.device.type == "cpu"
         and compute_dtype(x) == torch.bfloat16
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and _onednn_multiplies_bfloat16()
     )
 

@@ -178,7 +178,7 @@ class _Lift(torch.autograd.Function):
         activation: str | None,
     ) -> Tensor:
         ctx.kernel, ctx.stride, ctx.activation = kernel, stride, activation
-        images, size, result = len(image), 0, None
+        images, result = len(image), None
         for part, rows in _parts(image, kernel, stride):
             patches = _patches(part, kernel, stride)
             if activation is None:
