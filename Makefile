@@ -3,13 +3,14 @@
 PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test bench lint format clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -23,6 +24,9 @@ demo: install ## train a small model on data that comes with the package
 # fixed number of threads gives the same sums on every machine. By file: fixtures are built once.
 test: install ## run all tests (PYTEST_ARGS="-m 'not slow'" narrows, WORKERS=8 widens)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+bench: install ## time a training step on this machine (BENCH_ARGS="names=[spatial_vae]" narrows)
+	$(BIN)/python -m svae.bench $(BENCH_ARGS)
 
 lint: install ## check style, format and types
 	$(BIN)/python -m ruff check .

@@ -101,7 +101,8 @@ class CoordinateMLP(nn.Module):
         fourier_features: The number of random Fourier features; 0 for plain coordinates.
         fourier_scale_px: The length that they resolve, in pixels.
         fourier_learnable: Whether they are trained.
-        chunk_pixels: How many pixels a chunk holds (`in_chunks`); smaller takes less memory.
+        chunk_pixels: How many pixels a chunk holds, here and in `svae.engine`; None evaluates all
+            in one piece, with all that autograd keeps of it: what the chunks are tested against.
     """
 
     #: Pose and single pixels make sense: the generator is a function of the coordinate.
@@ -123,11 +124,13 @@ class CoordinateMLP(nn.Module):
         fourier_features: int = 0,
         fourier_scale_px: float = 1.0,
         fourier_learnable: bool = False,
-        chunk_pixels: int = 4096,
+        chunk_pixels: int | None = 4096,
     ) -> None:
         super().__init__()
         _, height, width = image_shape_of(image_shape)
-        self.chunk_pixels = at_least("chunk_pixels", chunk_pixels, 1)
+        if chunk_pixels is not None:
+            at_least("chunk_pixels", chunk_pixels, 1)
+        self.chunk_pixels = chunk_pixels
         at_least("hidden", hidden, 1)
         at_least("z_dim", z_dim, 0)
         self.features: nn.Module = nn.Identity()
@@ -163,6 +166,8 @@ class CoordinateMLP(nn.Module):
         Returns:
             Pixel parameters, with shape (B, N, out_features).
         """
+        if self.chunk_pixels is None:
+            return self.pixels(coords, z)
         return in_chunks(self.pixels, coords, z, self.chunk_pixels)
 
     def pixels(self, coords: Tensor, z: Tensor) -> Tensor:

@@ -134,8 +134,10 @@ CAPTIONS = {
     ),
     "pose": (
         "Inferred against true pose",
-        "Each point is a test image. On the diagonal, the inferred angle or position is the true "
-        "one.",
+        "Each point is a test image. On the solid line, the inferred angle or position is the "
+        "true one; on a dashed line, the angle is half a turn off. The relative angle is that "
+        "between an image and the same object upright, where the data have both. Colours tell "
+        "objects of different symmetry apart; their angles are compared modulo it.",
     ),
     "pose_histogram": (
         "Distribution of poses",

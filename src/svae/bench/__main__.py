@@ -1,0 +1,5 @@
+"""So that `python -m svae.bench` runs the command."""
+
+from svae.bench import main
+
+main()
