@@ -53,6 +53,8 @@ def log_likelihood_in_chunks(
         The log-likelihoods, with shape (I,).
     """
     plan = _Plan(score, pixels, at_once, None if weights is None else weights.detach())
+    if not torch.is_grad_enabled():
+        return plan.value(latents)
     inputs = latents.z, latents.theta, latents.shift
     value: Tensor = _InChunks.apply(plan, *inputs, *parameters)
     return value
@@ -84,7 +86,8 @@ class _Plan:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The log-likelihoods (I,), and the gradients of their weighted sum where wanted."""
         images, shared = inputs[:3], inputs[3:]
-        value = torch.zeros_like(weights)
+        device = weights.device.type
+        value = torch.zeros_like(inputs[1])
         sums = [
             torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)
         ]
@@ -97,8 +100,14 @@ class _Plan:
             with torch.enable_grad():
                 part = self.score(Latents(z, theta, shift), rows, columns)
             value[rows] += part.detach()
+            if not part.requires_grad:
+                continue
             leaves = [x for x in (z, theta, shift) if x.requires_grad] + trained
-            found = torch.autograd.grad(part, leaves, weights[rows], allow_unused=True)
+            # As in any backward pass: what was computed in float32 has gradients in float32.
+            with torch.autocast(device, enabled=False):
+                found = torch.autograd.grad(
+                    part, leaves, weights[rows].to(part), allow_unused=True
+                )
             places = [total[rows] for total in sums[:3] if total is not None]
             places += [total for total in sums[3:] if total is not None]
             for place, gradient in zip(places, found, strict=True):
@@ -127,7 +136,7 @@ class _InChunks(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, sums = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
         weights = ctx.plan.weights
-        if sums and weights is not None:
+        if sums and weights is not None and len(weights):
             factor = (grad * weights).sum() / (weights * weights).sum()
             # Rounding differs by where the factor was applied; anything else differs by far more.
             if torch.allclose(

@@ -297,18 +297,18 @@ class SpatialVAE(nn.Module):
             images = of[rows]
             if pixels is None:
                 places = scored[columns]
-                coords, values = self.grid[places], target[images][:, places]
+                coords, values = self.grid[places], target[images.unsqueeze(1), places]
             else:
-                places = pixels.places[images][:, columns]
+                places = pixels.places[images, columns]
                 coords, values = self.grid[places], target[images.unsqueeze(1), places]
             coords = to_object_frame(coords, part.theta, part.shift)  # (b, n, 2)
             params = self.generator(coords, part.z)
             if not self.generator.coordinate_based:
                 params = params[:, scored]
             log_prob = self.likelihood.log_prob(params, values)
-            return (
-                log_prob if pixels is None else log_prob * pixels.weight[images][:, columns]
-            ).sum(-1)
+            return (log_prob if pixels is None else log_prob * pixels.weight[images, columns]).sum(
+                -1
+            )
 
         flat = latents.map(lambda value: value.flatten(0, 1))
         at_once = getattr(self.generator, "chunk_pixels", None)

@@ -206,7 +206,8 @@ class _Precise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
+        of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        of_weight = torch.zeros_like(weight)
         grad = grad.flatten(0, -2)
         flat = x.flatten(0, -2), of_x.view(-1, x.shape[-1]), grad
         for some_x, some_of_x, some in zip(*(t.split(_ROWS) for t in flat), strict=True):

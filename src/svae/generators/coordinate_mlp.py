@@ -202,5 +202,5 @@ class CoordinateMLP(nn.Module):
             if self.from_z is not None:
                 h = h + self.from_z(z).unsqueeze(1)
             if self.bilinear is not None:
-                h = h + bilinear(features, z_rows.contiguous(), self.bilinear.weight)
+                h = h + bilinear(features.to(z_rows), z_rows.contiguous(), self.bilinear.weight)
         return self.activation(h.to(compute_dtype(h)))
