@@ -113,6 +113,7 @@ def test_every_image_of_the_run_has_a_row_that_says_what_the_model_infers(digits
     model, batch = of_run(digits)
     latents = model.encode(batch["image"])
     uncertainty = model.infer(batch["image"]).uncertainty()
+    centre = model.centre(latents)
     step = pixel_size(28, 28)
 
     assert [int(row["index"]) for row in rows] == batch["index"].tolist() == list(range(1797))
@@ -133,6 +134,8 @@ def test_every_image_of_the_run_has_a_row_that_says_what_the_model_infers(digits
         "theta_std_deg": torch.rad2deg(uncertainty.theta),
         "shift_x_std_px": uncertainty.shift[:, 0] / step,
         "shift_y_std_px": uncertainty.shift[:, 1] / step,
+        "centre_x_px": centre[:, 0] / step,
+        "centre_y_px": centre[:, 1] / step,
         "log_likelihood": model.log_likelihood(batch["image"], latents[None])[0],
     }
     assert list(rows[0]) == ["index", "split", "label", *_in_order(expected)]
@@ -148,7 +151,8 @@ def test_every_image_of_the_run_has_a_row_that_says_what_the_model_infers(digits
 def _in_order(names):
     """Each variable before its standard deviation."""
     order = ["z0", "z0_std", "z1", "z1_std", "theta_deg", "theta_std_deg"]
-    order += ["shift_x_px", "shift_x_std_px", "shift_y_px", "shift_y_std_px", "log_likelihood"]
+    order += ["shift_x_px", "shift_x_std_px", "shift_y_px", "shift_y_std_px"]
+    order += ["centre_x_px", "centre_y_px", "log_likelihood"]
     assert set(order) == set(names)
     return order
 
@@ -161,6 +165,7 @@ def test_both_tables_hold_the_same_numbers(digits, encode):
     for i, axis in enumerate("xy"):
         columns[f"shift_{axis}_px"] = arrays["shift_px"][:, i]
         columns[f"shift_{axis}_std_px"] = arrays["shift_std_px"][:, i]
+        columns[f"centre_{axis}_px"] = arrays["centre_px"][:, i]
     assert columns.keys() == rows[0].keys()
     for name, array in columns.items():
         assert array.dtype.kind in "ifU"
@@ -263,9 +268,22 @@ def test_the_progress_bar_and_the_last_lines(deep, encode, capfd):
 @pytest.mark.parametrize(
     ("model", "there", "absent"),
     [
-        (["model=vanilla_vae"], {"z0", "z1", "log_likelihood"}, {"theta_deg", "shift_x_px"}),
-        (["model.z_dim=0"], {"theta_deg", "shift_x_px", "shift_y_std_px"}, {"z0", "z0_std"}),
-        (["model.infer_shift=false"], {"theta_deg", "theta_std_deg"}, {"shift_x_px"}),
+        (
+            ["model=vanilla_vae"],
+            {"z0", "z1", "log_likelihood"},
+            {"theta_deg", "shift_x_px", "centre_x_px"},
+        ),
+        (
+            ["model.z_dim=0"],
+            {"theta_deg", "shift_x_px", "shift_y_std_px", "centre_y_px"},
+            {"z0", "z0_std"},
+        ),
+        (
+            ["model.infer_shift=false"],
+            {"theta_deg", "theta_std_deg"},
+            {"shift_x_px", "centre_x_px"},
+        ),
+        (["model.infer_theta=false"], {"shift_x_px", "centre_x_px"}, {"theta_deg"}),
     ],
 )
 def test_what_is_not_inferred_has_no_column(deep, encode, tmp_path, model, there, absent):
@@ -276,6 +294,7 @@ def test_what_is_not_inferred_has_no_column(deep, encode, tmp_path, model, there
     assert not absent & rows[0].keys()
     assert ("z" in arrays) == ("z0" in rows[0])
     assert ("shift_px" in arrays) == ("shift_x_px" in rows[0])
+    assert ("centre_px" in arrays) == ("centre_x_px" in rows[0])
 
 
 def test_images_of_another_size(digits, refusal, tmp_path):

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from svae.generators import CoordinateMLP
 from svae.geometry import (
+    centre_of_mass,
     pixel_grid,
     pixel_size,
     remove_pose,
@@ -157,6 +158,80 @@ def test_the_papers_decoders_are_ours_at_mapped_latents():
         target_vae = generator(((coords - shift[image]) @ rotation)[None], z[image, None])
         assert_close(spatial_vae[0], ours[image])
         assert_close(target_vae[0], ours[image])
+
+
+def pixels_from_the_middle(*places: tuple[float, float], size: int = 9) -> torch.Tensor:
+    """Points (x right, y up) in grid units."""
+    return torch.tensor(places, dtype=torch.float64) * pixel_size(size, size)
+
+
+def test_the_mass_of_a_pixel_lies_at_it():
+    centre = centre_of_mass(image_with((1, 6)))
+    assert_close(centre, pixels_from_the_middle((2, 3)))
+
+
+def test_a_centre_of_mass_is_the_mean_weighted_by_brightness():
+    image = image_with((4, 6), (0, 2))
+    assert_close(centre_of_mass(image), pixels_from_the_middle((0, 2)))
+    image[0, 0, 0, 2] = 3
+    assert_close(centre_of_mass(image), pixels_from_the_middle((-1, 3)))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "row", "column", "expected"),
+    [(5, 9, 0, 7, (0.75, 0.5)), (9, 5, 8, 0, (-0.5, -1.0)), (4, 6, 3, 5, (1.0, -0.6))],
+)
+def test_centres_of_mass_of_rectangles(height, width, row, column, expected):
+    image = torch.zeros(1, 1, height, width, dtype=torch.float64)
+    image[0, 0, row, column] = 1
+    assert_close(centre_of_mass(image), torch.tensor([expected], dtype=torch.float64))
+
+
+def test_all_channels_have_mass_and_each_its_own_background():
+    image = torch.cat((image_with((4, 8)), image_with((4, 4)), image_with((1, 4))), dim=1)
+    expected = pixels_from_the_middle((4 / 3, 1))
+    assert_close(centre_of_mass(image), expected)
+    background = torch.tensor([0.2, 5.0, -3.0], dtype=torch.float64).reshape(3, 1, 1)
+    sign = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64).reshape(3, 1, 1)
+    assert_close(centre_of_mass(background + sign * image), expected)
+
+
+def test_dark_and_bright_in_a_place_do_not_cancel():
+    image = torch.cat((image_with((0, 4)), -image_with((0, 4)), image_with((8, 4))), dim=1)
+    assert_close(centre_of_mass(image), pixels_from_the_middle((0, 4 / 3)))
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(-1.0, 1.0), (300.0, 7000.0), (1e-6, 0.0)])
+def test_a_centre_of_mass_needs_no_certain_brightness(scale, offset):
+    """Not even an object brighter than its background."""
+    image = image_with((1, 6), (1, 7), (2, 6))
+    centre = centre_of_mass(scale * image + offset)
+    assert_close(centre, centre_of_mass(image))
+    assert_close(centre, pixels_from_the_middle((7 / 3, 8 / 3)))
+
+
+def test_faint_noise_has_no_mass():
+    noise = 0.09 * (torch.rand(5, 1, 9, 9, dtype=torch.float64) - 0.5)
+    image = torch.where(image_with((1, 6)) > 0, 1.0, noise)
+    assert_close(centre_of_mass(image), pixels_from_the_middle((2, 3)).expand(5, 2))
+
+
+def test_what_is_not_faint_has_mass():
+    image = image_with((4, 4))
+    image[0, 0, 4, 8] = 0.25
+    assert_close(centre_of_mass(image), pixels_from_the_middle((0.8, 0)))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7, -3.0, 1e30])
+def test_the_centre_of_a_blank_image_is_the_middle(value):
+    blank = torch.full((1, 3, 5, 8), value)
+    assert torch.equal(centre_of_mass(blank), torch.zeros(1, 2))
+
+
+def test_each_image_has_its_own_centre_of_mass():
+    """A background, a faintness and a blank of one image say nothing of another."""
+    images = torch.cat((100 * image_with((4, 6)), torch.ones(1, 1, 9, 9), image_with((3, 4)) + 5))
+    assert_close(centre_of_mass(images), pixels_from_the_middle((2, 0), (0, 0), (0, 1)))
 
 
 def test_wrapped_angles_are_the_same_angles():

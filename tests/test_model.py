@@ -7,7 +7,14 @@ from torch.testing import assert_close
 
 from svae.encoders import CNN
 from svae.generators import CoordinateMLP, PixelMLP
-from svae.geometry import rotate_image, transform_image, wrap_angle
+from svae.geometry import (
+    centre_of_mass,
+    pixel_size,
+    rotate,
+    rotate_image,
+    transform_image,
+    wrap_angle,
+)
 from svae.latents import Latents
 from svae.likelihoods import Bernoulli, PerPixelGaussian
 from svae.likelihoods import Gaussian as GaussianLikelihood
@@ -172,6 +179,79 @@ class Blob(torch.nn.Module):
         return 2 - 15 * ((coords - centre) ** 2).sum(-1, keepdim=True)
 
 
+def test_a_centre_is_a_point_of_the_image(model):
+    images = images_for(model)
+    centre = model.centre(model.encode(images))
+    assert centre.shape == (6, 2)
+    assert torch.isfinite(centre).all()
+    assert not centre.requires_grad
+
+
+def test_the_centre_lies_where_the_pose_takes_the_middle_of_the_object(make_model):
+    """Objects whose origin is each elsewhere: z is where the object lies in its frame."""
+    model = make_model(image_shape=(1, 41, 41))
+    model.generator = Disc()
+    z = torch.tensor([[0.3, 0.1], [0.3, 0.1], [-0.2, 0.4], [0.0, 0.0]])
+    theta = torch.tensor([0.0, torch.pi / 2, 2.1, 0.4])
+    shift = torch.tensor([[0.0, 0.0], [0.05, -0.2], [-0.1, 0.3], [0.2, 0.1]])
+    centre = model.centre(Latents(z, theta, shift))
+    fiftieth = pixel_size(41, 41) / 50
+    assert_close(centre, shift + rotate(z, theta), atol=fiftieth, rtol=0)
+    by_hand = torch.tensor([[0.3, 0.1], [0.05 - 0.1, 0.3 - 0.2]])
+    assert_close(centre[:2], by_hand, atol=fiftieth, rtol=0)
+
+
+class Disc(torch.nn.Module):
+    coordinate_based = True
+
+    def forward(self, coords, z):
+        return 4 - 100 * (coords - z.unsqueeze(1)).square().sum(-1, keepdim=True)
+
+
+def test_the_centre_moves_with_the_shift_and_turns_with_the_angle(make_model):
+    """Of any object, to rounding."""
+    model = make_model().double()
+    latents = Latents(torch.randn(6, 2), torch.randn(6), torch.randn(6, 2))
+    latents = latents.map(torch.Tensor.double)
+    centre = model.centre(latents)
+    assert ((centre - latents.shift).norm(dim=-1) > 0.01).all()
+    move, turn = torch.randn(6, 2).double(), torch.randn(6).double()
+    moved = Latents(latents.z, latents.theta, latents.shift + move)
+    assert_close(model.centre(moved), centre + move)
+    assert_close(model.centre(latents.turned(turn)), rotate(centre, turn))
+
+
+@pytest.mark.parametrize("image_shape", [(1, 41, 41), (1, 33, 41), (3, 41, 36)])
+def test_the_centre_is_that_of_the_decoded_image(make_model, image_shape):
+    """Of objects well inside of it."""
+    model = make_model(image_shape=image_shape)
+    model.generator = TwoBlobs(image_shape[0])
+    z = 0.4 * torch.rand(50, 2) - 0.2
+    theta, shift = 2 * torch.pi * torch.rand(50), 0.4 * torch.rand(50, 2) - 0.2
+    latents = Latents(z, theta, shift)
+    pixel = pixel_size(*image_shape[1:])
+    expected = centre_of_mass(model.decode(latents))
+    assert_close(model.centre(latents), expected, atol=pixel / 5, rtol=0)
+    # The place of the origin is another point.
+    assert ((expected - shift).norm(dim=-1) > pixel).float().mean() > 0.8
+
+
+class TwoBlobs(torch.nn.Module):
+    """A large and a small one, which z moves."""
+
+    coordinate_based = True
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, coords, z):
+        large = torch.exp(-(coords - z.unsqueeze(1)).square().sum(-1, keepdim=True) / 0.02)
+        beside = z.unsqueeze(1) + torch.tensor([0.2, 0.1])
+        small = torch.exp(-(coords - beside).square().sum(-1, keepdim=True) / 0.01)
+        return (8 * large + 4 * small - 4).expand(-1, -1, self.channels)
+
+
 def test_turning_the_encoder_input_is_undone(make_model):
     """With an encoder that sees a known turn, the generator is asked for the original pose."""
     model, images = make_model(augment_rotation=True), torch.rand(6, 1, 9, 9)
@@ -320,3 +400,18 @@ def test_generators_with_coordinates_of_another_seam(make_model):
         model = make_model(generator=partial(CoordinateMLP, hidden=16, chunk_pixels=chunk))
         bounds.append(model.elbo(images, NOISE, samples=2).value)
     assert_close(bounds[0], bounds[1])
+
+
+def test_pixels_outside_of_the_mask_have_no_mass(make_model):
+    model = make_model(likelihood=partial(Bernoulli, mask_radius_px=2.5))
+    scored = torch.zeros(len(model.grid), dtype=torch.bool)
+    scored[model.likelihood.scored_pixels] = True
+    latents = Latents(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2))
+    picture = torch.rand(1, len(model.grid))
+
+    def centre(outside):
+        pixels = torch.where(scored, picture, outside)
+        model.decode = lambda latents: pixels.unflatten(1, model.image_shape)
+        return model.centre(latents)
+
+    assert_close(centre(torch.tensor(0.0)), centre(torch.rand(1, len(model.grid)) * 5))

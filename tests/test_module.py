@@ -1,19 +1,25 @@
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from svae.geometry import pixel_size
-from svae.inferred import Inferred
-from svae.metrics import PerImage, cluster, clustering_metrics, pose_metrics
+from svae.metrics import cluster, clustering_metrics, pose_metrics
 from svae.module import VAEModule
 
 
 def module_of(model, batch, **options):
     """A module about to be tested on batches like this one, without a trainer."""
     module = VAEModule(model, torch.optim.Adam, lambda optimizer, steps: {}, **options)
-    module.per_image = PerImage(Inferred.names_in(batch, "theta" in model.priors))
+    return about_to("test", module, batch)
+
+
+def about_to(stage, module, batch):
+    splits = {"val": batch, "test": batch}
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(splits=splits), current_epoch=0)
+    module.setup(stage)
     return module.eval()
 
 
@@ -49,6 +55,7 @@ def test_latents_that_are_not_finite_do_not_cost_the_other_results(
         "inferred_shift": torch.zeros(3, 2),
         "log_likelihood": torch.zeros(3),
         "representation": torch.zeros(3, 4),
+        "centre": torch.zeros(3, 2),
         "theta": torch.zeros(3),
     }
     module.per_image.update(index=torch.arange(3), **values)
@@ -74,12 +81,14 @@ def test_a_test_gives_the_metrics_of_what_was_inferred(make_model, batch, monkey
     mode, reference = q.mode(), upright.mode().theta
     assert_close(module.inferred.reference_theta, reference)
     assert_close(module.inferred.representation, q.representation())
+    assert_close(module.inferred.centre, model.centre(mode))
     clusters = cluster(q.representation(), mode.z, 3, seed=4)
     assert all(torch.equal(module.clusters[suffix], clusters[suffix]) for suffix in clusters)
     pose = pose_metrics(
         *(mode.theta, mode.shift, batch["theta"], batch["shift"], pixel_size(9, 9)),
-        *(batch["symmetry"], reference),
+        *(batch["symmetry"], reference, model.centre(mode)),
     )
+    assert {"centre_x_correlation", "centre_y_correlation", "centre_rmse_px"} <= pose.keys()
     expected = pose | clustering_metrics(clusters, batch["label"])
     assert metrics == pytest.approx({f"test/{name}": v for name, v in expected.items()}, abs=1e-5)
 
@@ -122,3 +131,26 @@ def test_a_model_without_angles_infers_none_upright(make_model, batch, monkeypat
     assert module.inferred.reference_theta is None
     assert not any("theta" in name for name in metrics)
     assert "test/shift_rmse_px" in metrics
+    assert "test/centre_rmse_px" in metrics
+
+
+def test_a_model_without_shifts_has_no_centres(make_model, batch, monkeypatch):
+    module = module_of(make_model(infer_shift=False), batch, iwae_samples=0)
+    with torch.no_grad():
+        module.test_step(batch, 0)
+    metrics = end_test(module, monkeypatch)
+    assert module.inferred.centre is None
+    assert not any("shift" in name or "centre" in name for name in metrics)
+    assert "test/theta_relative_error_deg" in metrics
+
+
+def test_only_a_test_finds_centres(make_model, batch, monkeypatch):
+    """They cost a decoded image each, and the figures of a validation have no use for them."""
+    del batch["untransformed"]
+    module = about_to("fit", module_of(make_model(), batch), batch)
+    monkeypatch.setattr(module, "_log_means", lambda split: None)
+    with torch.no_grad():
+        module.validation_step(batch, 0)
+    module.on_validation_epoch_end()
+    assert module.inferred.centre is None
+    assert len(module.inferred) == 40

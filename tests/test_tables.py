@@ -55,6 +55,29 @@ def test_shifts_are_pixels_and_deviations_have_the_units_of_their_value():
     np.testing.assert_allclose(columns["z0_std"], [0.5, 0.5])
 
 
+def test_centres_are_pixels_beside_the_shifts_and_have_no_deviation(tmp_path):
+    centre = torch.tensor([[0.3, -0.4], [-0.1, 0.05]])
+    found = inferred([0.0, 1.0], centre=centre)
+    columns = latent_columns(found, PRIORS, 0.1, uncertainty=found.latents)
+    np.testing.assert_allclose(columns["centre_x_px"], [3, -1], rtol=1e-6)
+    np.testing.assert_allclose(columns["centre_y_px"], [-4, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(columns["shift_x_px"], [2, 2], rtol=1e-6)
+    order = ["shift_y_px", "shift_y_std_px", "centre_x_px", "centre_y_px", "log_likelihood"]
+    assert list(columns)[-5:] == order
+    write_npz(tmp_path / "t.npz", columns)
+    with np.load(tmp_path / "t.npz", allow_pickle=False) as archive:
+        np.testing.assert_allclose(archive["centre_px"], [[3, -4], [-1, 0.5]], rtol=1e-6)
+        assert {name for name in archive if "centre" in name} == {"centre_px"}
+
+
+def test_without_centres_there_are_no_columns_of_them(tmp_path):
+    columns = latent_columns(inferred([0.0, 1.0]), PRIORS, 0.1)
+    assert not any("centre" in name for name in columns)
+    write_npz(tmp_path / "t.npz", columns)
+    with np.load(tmp_path / "t.npz", allow_pickle=False) as archive:
+        assert not any("centre" in name for name in archive)
+
+
 def test_names_of_files_and_labels_are_found_by_index_and_number():
     found = inferred([0.0, 0.0, 0.0], label=torch.tensor([1, 0, 1]))
     turned = found[torch.tensor([2, 0])]

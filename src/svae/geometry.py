@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 __all__ = [
+    "centre_of_mass",
     "pixel_grid",
     "pixel_size",
     "remove_pose",
@@ -116,6 +117,29 @@ def remove_pose(image: Tensor, theta: Tensor, shift: Tensor) -> Tensor:
 def rotate_image(image: Tensor, theta: Tensor) -> Tensor:
     """Turn every image counter-clockwise about its centre; shapes as in `transform_image`."""
     return transform_image(image, theta, theta.new_zeros(len(theta), 2))
+
+
+def centre_of_mass(image: Tensor, places: Tensor | None = None) -> Tensor:
+    """The centre of mass of what stands out from the background, (B, 2) in grid units.
+
+    The background is the median of the outermost tenth of the pixels; what differs from it by less
+    than a tenth of what differs most belongs to it. The centre of a blank image is the middle.
+
+    Arguments:
+        image: Images, with shape (B, C, H, W).
+        places: The pixels that count, as places in the flat image; all by default.
+    """
+    grid = pixel_grid(*image.shape[2:]).to(image)
+    flat = image.flatten(2)
+    if places is not None:
+        grid, flat = grid[places], flat[..., places]
+    distance = grid.norm(dim=-1)
+    rim = distance >= distance.quantile(0.9)
+    background = flat[..., rim].median(-1, keepdim=True).values
+    mass = (flat - background).abs().sum(1)  # (B, N)
+    mass = torch.where(mass < 0.1 * mass.amax(-1, keepdim=True), 0.0, mass)
+    total = (mass.unsqueeze(-1) * grid).sum(1)
+    return total / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
 
 
 def wrap_angle(theta: Tensor) -> Tensor:

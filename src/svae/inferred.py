@@ -14,7 +14,7 @@ from svae.model import SpatialVAE
 __all__ = ["Inferred", "infer_batch"]
 
 _TRUTH = ("label", "theta", "shift", "symmetry")
-_MORE = ("representation", "reference_theta")
+_MORE = ("representation", "reference_theta", "centre")
 _PREFIX = "inferred_"
 
 
@@ -34,6 +34,8 @@ class Inferred:
         representation: Mean and standard deviation of z at the mode, with shape (B, 2 z_dim).
         reference_theta: The angle inferred from the same object upright and centred, in radians,
             with shape (B,).
+        centre: The centre of mass of the decoded object in the image, in grid units, with shape
+            (B, 2).
     """
 
     index: Tensor
@@ -45,6 +47,7 @@ class Inferred:
     symmetry: Tensor | None = None
     representation: Tensor | None = None
     reference_theta: Tensor | None = None
+    centre: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -53,17 +56,21 @@ class Inferred:
         return Inferred.from_tensors({name: t[rows] for name, t in self.tensors().items()})
 
     @staticmethod
-    def names_in(batch: Mapping[str, Tensor], infers_theta: bool = True) -> list[str]:
+    def names_in(
+        batch: Mapping[str, Tensor], infers_theta: bool = True, centre: bool = False
+    ) -> list[str]:
         """The names of `tensors` for batches with the keys of this one, all of it inferred.
 
         Arguments:
             batch: Of whatever is known. Where it has `untransformed`, the same objects upright
                 and centred, there is an angle inferred from those.
             infers_theta: Whether the model infers angles.
+            centre: Whether centres of mass are found.
         """
         names = [f"{_PREFIX}{name}" for name in ("z", "theta", "shift")]
         names += ["index", "log_likelihood", "representation"]
         names += ["reference_theta"] * (infers_theta and "untransformed" in batch)
+        names += ["centre"] * centre
         return [*names, *(name for name in _TRUTH if name in batch)]
 
     @staticmethod
@@ -73,6 +80,7 @@ class Inferred:
         log_likelihood: Tensor,
         representation: Tensor | None = None,
         reference_theta: Tensor | None = None,
+        centre: Tensor | None = None,
     ) -> Inferred:
         """What a batch says of its images, with what was inferred from them."""
         truth = {name: batch[name] for name in _TRUTH if name in batch}
@@ -82,6 +90,7 @@ class Inferred:
             log_likelihood,
             representation=representation,
             reference_theta=reference_theta,
+            centre=centre,
             **truth,
         )
 
@@ -124,6 +133,10 @@ def infer_batch(model: SpatialVAE, batch: Mapping[str, Tensor]) -> tuple[Inferre
     mode, std = q.mode(), q.uncertainty()
     log_likelihood = model.log_likelihood(image, mode[None]).squeeze(0)
     found = Inferred.from_batch(
-        batch, mode.map(Tensor.cpu), log_likelihood.cpu(), q.representation().cpu()
+        batch,
+        mode.map(Tensor.cpu),
+        log_likelihood.cpu(),
+        q.representation().cpu(),
+        centre=model.centre(mode).cpu() if "shift" in model.priors else None,
     )
     return found, std.map(Tensor.cpu)

@@ -19,7 +19,14 @@ from svae.agreement import most_agreed, poses_between
 from svae.checks import at_least, image_shape_of, positive
 from svae.elbo import ELBO
 from svae.engine import log_likelihood_in_chunks
-from svae.geometry import pixel_grid, rotate_image, to_object_frame, transform_image
+from svae.geometry import (
+    centre_of_mass,
+    pixel_grid,
+    rotate,
+    rotate_image,
+    to_object_frame,
+    transform_image,
+)
 from svae.latents import Latents
 from svae.likelihoods import Likelihood
 from svae.noise import Noise
@@ -359,6 +366,21 @@ class SpatialVAE(nn.Module):
             mean = self.likelihood.mean(self.generator(coords, part.z))
             images.append(rearrange(mean, "b (h w) c -> b c h w", h=height, w=width))
         return torch.cat(images)
+
+    @torch.no_grad()
+    def centre(self, latents: Latents) -> Tensor:
+        """Where the centre of mass of each decoded object lies in its image, (B, 2), grid units.
+
+        The origin of the object frame, which the shift is the place of, is a model's own choice,
+        and can be another for each kind of object. This is the same point of all of them.
+
+        Arguments:
+            latents: Latents, with shape (B, ...).
+        """
+        latents = latents.map(lambda value: value.to(self.grid))
+        upright = self.decode(latents.without_pose())
+        within = centre_of_mass(upright, self.likelihood.scored_pixels)
+        return latents.shift + rotate(within, latents.theta)
 
     def _batches(self, image: Tensor, batch_size: int) -> Iterator[Tensor]:
         image = torch.as_tensor(image)

@@ -86,7 +86,10 @@ class VAEModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         split = "test" if stage == "test" else "val"
         known = self.trainer.datamodule.splits[split]  # type: ignore[attr-defined]
-        self.per_image = PerImage(Inferred.names_in(known, "theta" in self.model.priors))
+        inferred = self.model.priors
+        self.per_image = PerImage(
+            Inferred.names_in(known, "theta" in inferred, stage == "test" and "shift" in inferred)
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         noise = Noise(self.seed, self.global_step, batch["index"])
@@ -128,7 +131,8 @@ class VAEModule(pl.LightningModule):
         reference = None
         if "untransformed" in batch and "theta" in self.model.priors:
             reference = self.model.infer(batch["untransformed"]).mode().theta
-        self._collect(batch, q, elbo, reference)
+        centre = self.model.centre(q.mode()) if "shift" in self.model.priors else None
+        self._collect(batch, q, elbo, reference, centre)
 
     def on_test_epoch_end(self) -> None:
         self._log_means("test")
@@ -146,6 +150,7 @@ class VAEModule(pl.LightningModule):
             pixel_size(*model.image_shape[1:]),
             known.symmetry,
             known.reference_theta,
+            known.centre,
         )
         # A test cut short may leave fewer images than clusters; that must not cost the rest.
         wanted = self.num_labels or 0
@@ -179,11 +184,16 @@ class VAEModule(pl.LightningModule):
         return metric
 
     def _collect(
-        self, batch: Batch, q: Posterior, elbo: ELBO, reference_theta: Tensor | None = None
+        self,
+        batch: Batch,
+        q: Posterior,
+        elbo: ELBO,
+        reference_theta: Tensor | None = None,
+        centre: Tensor | None = None,
     ) -> None:
         assert self.per_image is not None
         found = Inferred.from_batch(
-            batch, q.mode(), elbo.log_likelihood, q.representation(), reference_theta
+            batch, q.mode(), elbo.log_likelihood, q.representation(), reference_theta, centre
         )
         self.per_image.update(**found.tensors())
 

@@ -170,6 +170,8 @@ _SUMMARY = (
     "test/theta_relative_correlation_plain",
     "test/shift_x_correlation",
     "test/shift_y_correlation",
+    "test/centre_x_correlation",
+    "test/centre_y_correlation",
     "test/clustering_accuracy",
 )
 

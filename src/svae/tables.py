@@ -33,7 +33,9 @@ def latent_columns(
 
     Each latent variable is followed by its posterior standard deviation in a column with `_std`.
     Angles are counter-clockwise, within [-180, 180); shifts are the object's centre, x to the
-    right and y up. What is not known or not inferred has no column.
+    right and y up; `centre_x_px`, `centre_y_px` are the centre of mass of the decoded object,
+    which is the same point of all kinds of objects. What is not known or not inferred has no
+    column.
 
     Arguments:
         inferred: Latents, log-likelihoods and labels of B images.
@@ -70,6 +72,9 @@ def latent_columns(
             columns[f"shift_{axis}_px"] = _numbers(latents.shift[:, i] / pixel_size)
             if uncertainty is not None:
                 columns[f"shift_{axis}_std_px"] = _numbers(uncertainty.shift[:, i] / pixel_size)
+    if inferred.centre is not None:
+        for i, axis in enumerate("xy"):
+            columns[f"centre_{axis}_px"] = _numbers(inferred.centre[:, i] / pixel_size)
     columns["log_likelihood"] = _numbers(inferred.log_likelihood)
     return columns
 
@@ -87,11 +92,11 @@ def write_npz(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     """Write columns as arrays, to be read by `numpy.load`; components are put together.
 
     `z0`, `z1`, ... become `z` (B, z_dim), `shift_x_px` and `shift_y_px` become `shift_px` (B, 2),
-    and so do their standard deviations. Other names stay as they are.
+    those of `centre` likewise, and so do their standard deviations. Other names stay as they are.
     """
     groups: dict[str, list[np.ndarray]] = {}
     for name, column in columns.items():
-        together = re.sub(r"^z\d+", "z", re.sub(r"^shift_[xy]", "shift", name))
+        together = re.sub(r"^z\d+", "z", re.sub(r"^(shift|centre)_[xy]", r"\1", name))
         groups.setdefault(together, []).append(column)
     content = io.BytesIO()
     # Not by `numpy.savez`, which cannot name an array `file`.

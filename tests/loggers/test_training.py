@@ -73,6 +73,7 @@ def test_the_latent_table_has_a_row_and_a_thumbnail_for_every_test_image(sweep):
     files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
     table = json.loads(files["latents.table.json"].read_text())
     columns = {"image", "index", "label", "z0", "z1", "theta_deg", "shift_x_px", "shift_y_px"}
+    columns |= {"centre_x_px", "centre_y_px"}
     assert columns <= set(table["columns"])
     assert len(table["data"]) == 360
     assert all(row[0]["path"] in files for row in table["data"])

@@ -19,6 +19,7 @@ from svae.metrics import (
 
 SIZE = 33
 PIXEL = pixel_size(SIZE, SIZE)
+CENTRE_KEYS = {"centre_x_correlation", "centre_y_correlation", "centre_rmse_px"}
 
 
 @pytest.fixture
@@ -93,6 +94,42 @@ def test_an_offset_in_the_image_frame_is_an_error(truth: tuple[Tensor, Tensor]) 
     error = PIXEL * torch.tensor([3.0, 4.0], dtype=torch.float64)
     metrics = pose_metrics(theta, shift + error, theta, shift, PIXEL)
     assert metrics["shift_rmse_px"] == pytest.approx(5)
+
+
+def test_centres_forgive_each_kind_of_object_its_own_origin(truth: tuple[Tensor, Tensor]) -> None:
+    theta, shift = truth
+    kind = torch.arange(200) % 3
+    origin = torch.tensor([[0.3, 0.0], [-0.1, 0.25], [0.0, -0.3]], dtype=torch.float64)[kind]
+    inferred_theta, inferred_shift = theta + 0.4, shift - rotate(origin, theta + 0.4)
+    metrics = pose_metrics(inferred_theta, inferred_shift, theta, shift, PIXEL, centre=shift)
+    for axis in "xy":
+        assert metrics[f"shift_{axis}_correlation"] < 0.8
+        assert metrics[f"centre_{axis}_correlation"] == pytest.approx(1)
+    assert metrics["shift_rmse_px"] > 3
+    assert metrics["centre_rmse_px"] == pytest.approx(0, abs=1e-9)
+    # All else is as without them.
+    without = pose_metrics(inferred_theta, inferred_shift, theta, shift, PIXEL)
+    assert metrics.items() >= without.items()
+    assert metrics.keys() - without.keys() == CENTRE_KEYS
+
+
+def test_centres_are_measured_as_shifts_are(
+    truth: tuple[Tensor, Tensor], generator: torch.Generator
+) -> None:
+    """The offset of a centre that is no true origin, too, turns with the inferred angle."""
+    theta, shift = truth
+    c = torch.tensor([0.15, -0.3], dtype=torch.float64)
+    inferred_theta, displaced = equivalent(theta, shift, 1.3, c)
+    noisy = displaced + 0.1 * torch.randn(200, 2, generator=generator)
+    for centre in (displaced, noisy):
+        expected = pose_metrics(inferred_theta, centre, theta, shift, PIXEL)
+        found = pose_metrics(inferred_theta, shift, theta, shift, PIXEL, centre=centre)
+        for key in CENTRE_KEYS:
+            assert found[key] == expected[key.replace("centre", "shift")]
+        assert found["centre_x_correlation"] < 0.9
+    assert found["centre_rmse_px"] > 1
+    exact = pose_metrics(inferred_theta, shift, theta, shift, PIXEL, centre=displaced)
+    assert exact["centre_rmse_px"] == pytest.approx(0, abs=1e-9)
 
 
 def test_shift_rmse_against_numpy_least_squares(
@@ -200,6 +237,8 @@ def test_what_is_absent_is_left_out(truth: tuple[Tensor, Tensor]) -> None:
     assert pose_metrics(theta, shift, theta, None, PIXEL).keys() == angle_keys
     assert pose_metrics(None, shift, theta, shift, PIXEL).keys() == shift_keys
     assert pose_metrics(theta, shift, None, shift, PIXEL).keys() == shift_keys
+    assert pose_metrics(None, None, None, shift, PIXEL, centre=shift).keys() == CENTRE_KEYS
+    assert pose_metrics(None, shift, None, None, PIXEL, centre=shift) == {}
 
 
 def of_orders(orders: list[int], count: int) -> Tensor:
@@ -388,5 +427,9 @@ def test_arguments_are_checked(truth: tuple[Tensor, Tensor]) -> None:
         pose_metrics(theta, None, theta, None, PIXEL, torch.ones_like(theta))
     with pytest.raises(ValueError, match=r"symmetry: expected shape \(200,\)"):
         pose_metrics(theta, None, theta, None, PIXEL, torch.ones(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"centre: expected shape \(200, 2\)"):
+        pose_metrics(theta, shift, theta, shift, PIXEL, centre=theta)
+    with pytest.raises(ValueError, match="centre: expected finite values, got 400"):
+        pose_metrics(theta, shift, theta, shift, PIXEL, centre=shift * math.nan)
     with pytest.raises(ValueError, match="reference_theta: expected finite values, got 200"):
         pose_metrics(theta, None, theta, None, PIXEL, None, theta * math.nan)

@@ -45,6 +45,7 @@ def pose_metrics(
     pixel_size: float,
     symmetry: Tensor | None = None,
     reference_theta: Tensor | None = None,
+    centre: Tensor | None = None,
 ) -> dict[str, float]:
     """Agreement of inferred and true poses, as numbers that are never NaN.
 
@@ -60,6 +61,9 @@ def pose_metrics(
     * `shift_rmse_px`: root mean square over the images of the Euclidean distance in pixels, after
       removing the fixed object-frame offset (module docstring). Without an inferred angle the
       offset is one vector of the image frame. The objects' symmetry changes nothing.
+    * `centre_x_correlation`, `centre_y_correlation`, `centre_rmse_px`: the same of the decoded
+      objects' centres of mass, in which it is no error where in the object a model has put the
+      origin, be it for each kind of object elsewhere.
 
     Angles of objects with a symmetry of order k are compared modulo a turn of 360 / k degrees:
     correlated k-fold, for each order by itself, and averaged over the images; each order has its
@@ -76,6 +80,7 @@ def pose_metrics(
             square), with shape (B,); None where no object has one.
         reference_theta: Angles in radians inferred from the same objects upright and centred,
             with shape (B,), or None.
+        centre: Centres of mass of the decoded objects in grid units, with shape (B, 2), or None.
     """
     pixel_size = positive("pixel_size", pixel_size)
     given = {
@@ -85,6 +90,7 @@ def pose_metrics(
         "true_shift": true_shift,
         "symmetry": symmetry,
         "reference_theta": reference_theta,
+        "centre": centre,
     }
     checked = _checked({name: value for name, value in given.items() if value is not None})
     metrics: dict[str, float] = {}
@@ -104,15 +110,17 @@ def pose_metrics(
             metrics["theta_relative_correlation_plain"] = plain
             metrics["theta_relative_error_deg"] = _error_deg(relative, true, orders, {})
 
-    if {"shift", "true_shift"} <= checked.keys():
-        inferred, true = checked["shift"], checked["true_shift"]
-        for axis, name in enumerate("xy"):
-            metrics[f"shift_{name}_correlation"] = _pearson(inferred[:, axis], true[:, axis])
-        angle = checked.get("theta", torch.zeros_like(inferred[:, 0]))
-        in_object_frame = rotate(true - inferred, -angle)
-        residual = in_object_frame - in_object_frame.mean(dim=0)
-        rms = residual.square().sum(dim=-1).mean().sqrt()
-        metrics["shift_rmse_px"] = rms.item() / pixel_size
+    for name in ("shift", "centre"):
+        if {name, "true_shift"} <= checked.keys():
+            inferred, true = checked[name], checked["true_shift"]
+            for axis, letter in enumerate("xy"):
+                correlation = _pearson(inferred[:, axis], true[:, axis])
+                metrics[f"{name}_{letter}_correlation"] = correlation
+            angle = checked.get("theta", torch.zeros_like(inferred[:, 0]))
+            in_object_frame = rotate(true - inferred, -angle)
+            residual = in_object_frame - in_object_frame.mean(dim=0)
+            rms = residual.square().sum(dim=-1).mean().sqrt()
+            metrics[f"{name}_rmse_px"] = rms.item() / pixel_size
 
     return metrics
 
@@ -205,7 +213,7 @@ def _checked(given: dict[str, Tensor]) -> dict[str, Tensor]:
     first = next(iter(given))
     images = given[first].shape[:1].numel()
     for name, value in given.items():
-        expected = (images, 2) if name.endswith("shift") else (images,)
+        expected = (images, 2) if name.endswith(("shift", "centre")) else (images,)
         if value.shape != expected or not images:
             raise ValueError(
                 f"{name}: expected shape {expected} for the {images} images of {first}, "
