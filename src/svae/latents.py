@@ -64,17 +64,14 @@ class Latents:
     @staticmethod
     def stack(parts: list[Latents]) -> Latents:
         """Latents (K, ...) of K alternatives with shape (...)."""
-        return Latents(
-            torch.stack([part.z for part in parts]),
-            torch.stack([part.theta for part in parts]),
-            torch.stack([part.shift for part in parts]),
-        )
+        return _joined(torch.stack, parts)
 
     @staticmethod
     def cat(parts: list[Latents]) -> Latents:
         """Latents of several batches in a row."""
-        return Latents(
-            torch.cat([part.z for part in parts]),
-            torch.cat([part.theta for part in parts]),
-            torch.cat([part.shift for part in parts]),
-        )
+        return _joined(torch.cat, parts)
+
+
+def _joined(join: Callable[[list[Tensor]], Tensor], parts: list[Latents]) -> Latents:
+    names = ("z", "theta", "shift")
+    return Latents(*(join([getattr(part, name) for part in parts]) for name in names))

@@ -302,20 +302,15 @@ class SpatialVAE(nn.Module):
         def score(part: Latents, rows: slice, columns: slice) -> Tensor:
             """What the pixels `columns` of the images `rows` add, with shape (b,)."""
             images = of[rows]
-            if pixels is None:
-                places = scored[columns]
-                coords, values = self.grid[places], target[images.unsqueeze(1), places]
-            else:
-                places = pixels.places[images, columns]
-                coords, values = self.grid[places], target[images.unsqueeze(1), places]
-            coords = to_object_frame(coords, part.theta, part.shift)  # (b, n, 2)
+            places = scored[columns] if pixels is None else pixels.places[images, columns]
+            coords = to_object_frame(self.grid[places], part.theta, part.shift)  # (b, n, 2)
             params = self.generator(coords, part.z)
             if not self.generator.coordinate_based:
                 params = params[:, scored]
-            log_prob = self.likelihood.log_prob(params, values)
-            return (log_prob if pixels is None else log_prob * pixels.weight[images, columns]).sum(
-                -1
-            )
+            log_prob = self.likelihood.log_prob(params, target[images.unsqueeze(1), places])
+            if pixels is not None:
+                log_prob = log_prob * pixels.weight[images, columns]
+            return log_prob.sum(-1)
 
         flat = latents.map(lambda value: value.flatten(0, 1))
         at_once = getattr(self.generator, "chunk_pixels", None)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from svae.bench.measure import Work
-from svae.figures.style import LINE_COLOURS, SMALL_SIZE, axes_at, new_page
+from svae.figures.style import LINE_COLOURS, SMALL_SIZE, above, axes_at, legend_above, new_page
 
 __all__ = ["AXES", "GROWN", "Axis", "grown", "growth_figure"]
 
@@ -111,15 +111,7 @@ def _law(points: np.ndarray, power: int) -> np.ndarray:
 
 
 def _draw(axes: Axes, axis: Axis, points: np.ndarray, law: np.ndarray) -> None:
-    axes.annotate(
-        axis.heading,
-        (0, 1),
-        (0, 17),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        va="bottom",
-        fontsize=SMALL_SIZE + 1,
-    )
+    above(axes, axis.heading, fontsize=SMALL_SIZE + 1)
     axes.set(xscale="log", yscale="log", xlabel=axis.label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
@@ -137,21 +129,6 @@ def _draw(axes: Axes, axis: Axis, points: np.ndarray, law: np.ndarray) -> None:
         axes.text(0.5, 0.5, "nothing measured", transform=axes.transAxes, ha="center")
         return
     x = points[:, 0] ** (2 if area else 1)
-    axes.plot(x, law, "--", color="0.55", linewidth=1.0, label=axis.law)
-    axes.plot(
-        *(x, points[:, 1], "o"), color=LINE_COLOURS[0], markersize=4.5, label="measured", zorder=3
-    )
-    handles, names = axes.get_legend_handles_labels()
-    axes.legend(
-        handles[::-1],
-        names[::-1],
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2,
-        frameon=False,
-        fontsize=SMALL_SIZE - 1,
-        handlelength=1.6,
-        columnspacing=1.0,
-        borderpad=0.1,
-        borderaxespad=0.2,
-    )
+    (line,) = axes.plot(x, law, "--", color="0.55", linewidth=1.0)
+    (dots,) = axes.plot(x, points[:, 1], "o", color=LINE_COLOURS[0], markersize=4.5, zorder=3)
+    legend_above(axes, {"measured": dots, axis.law: line})

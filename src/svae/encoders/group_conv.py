@@ -222,22 +222,19 @@ class _Lift(torch.autograd.Function):
 
 
 def _parts(image: Tensor, kernel: int, stride: int) -> Iterator[tuple[Tensor, slice]]:
-    """A few of the images (B, C, H, W) at a time, and their rows."""
+    """A few of the images (B, C, H, W) at a time, and their rows; of no images, one part."""
     channels, height, width = image.shape[1:]
     positions = ((height - kernel) // stride + 1) * ((width - kernel) // stride + 1)
     count = max(1, _PATCHES_AT_ONCE // (positions * channels * kernel**2))
-    for start in range(0, len(image), count):
+    for start in range(0, max(1, len(image)), count):
         rows = slice(start, start + count)
         yield image[rows], rows
 
 
 def _patches(image: Tensor, kernel: int, stride: int) -> Tensor:
     """What lies under the filter at every position: (B, P, C k k) of images (B, C, H, W)."""
-    # Along rows first: what lies under a filter at one position is then a single piece of memory,
-    # which is copied several times faster than its rows one by one.
-    rows = image.unfold(3, kernel, stride).transpose(2, 3).flatten(3)  # (B, C, w, H k)
-    patches = rows.unfold(3, kernel**2, stride * kernel)  # (B, C, w, h, k k)
-    return patches.permute(0, 3, 2, 1, 4).flatten(3).flatten(1, 2)
+    patches = image.unfold(2, kernel, stride).unfold(3, kernel, stride)  # (B, C, h, w, k, k)
+    return patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
 
 def _window(size: int, width_px: float) -> Tensor:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -16,9 +15,11 @@ from svae.curves import LARGEST, LATENT_NAMES, robust_range
 from svae.figures.style import (
     LINE_COLOURS,
     SMALL_SIZE,
+    above,
     axes_at,
     decimal,
     few_ticks,
+    legend_above,
     new_page,
     padded_limits,
 )
@@ -119,10 +120,7 @@ def _both(name: str) -> list[Line]:
 
 
 def _draw(axes: Axes, panel: Panel, epochs: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
-    above = partial(
-        axes.annotate, xycoords="axes fraction", textcoords="offset points", va="bottom"
-    )
-    above(panel.heading, (0, 1), (0, 17), fontsize=SMALL_SIZE + 1)
+    above(axes, panel.heading, fontsize=SMALL_SIZE + 1)
     axes.set_xlabel("epoch")
     axes.set_ylabel(panel.unit)
     axes.spines[["top", "right"]].set_visible(False)
@@ -163,21 +161,9 @@ def _draw(axes: Axes, panel: Panel, epochs: np.ndarray, values: Mapping[str, np.
     outside = int(((every < low) | (every > high)).sum())
     if outside:
         note = f"{outside} of {len(every)} values outside"
-        above(note, (1, 1), (0, 17), ha="right", fontsize=SMALL_SIZE - 1, color="0.35")
+        above(axes, note, 1.0, ha="right", fontsize=SMALL_SIZE - 1, color="0.35")
     if any(named):
-        axes.legend(
-            list(named.values()),
-            list(named),
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=4,
-            frameon=False,
-            fontsize=SMALL_SIZE - 1,
-            handlelength=2.0,
-            columnspacing=1.0,
-            borderpad=0.1,
-            borderaxespad=0.2,
-        )
+        legend_above(axes, named)
 
 
 def _number(value: Any, otherwise: float) -> float:

@@ -2,11 +2,12 @@
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -25,12 +26,14 @@ __all__ = [
     "MARGIN",
     "MOST_POINTS",
     "SMALL_SIZE",
+    "above",
     "add_bar",
     "axes_at",
     "decimal",
     "few_ticks",
     "file_stem",
     "label_of",
+    "legend_above",
     "new_page",
     "padded_limits",
     "point_look",
@@ -217,6 +220,49 @@ def padded_limits(values: np.ndarray) -> tuple[float, float]:
 def few_ticks(count: int, **options: Any) -> MaxNLocator:
     """About `count` ticks at multiples of 1, 2, 2.5 or 5."""
     return MaxNLocator(count, steps=[1, 2, 2.5, 5, 10], **options)
+
+
+def above(axes: Axes, text: str, place: float = 0.0, **options: Any) -> None:
+    """Text over axes, where a legend has room between them.
+
+    Arguments:
+        axes: The axes.
+        text: What is written.
+        place: Where along them, from 0 (left) to 1.
+        options: Of `Axes.annotate`.
+    """
+    axes.annotate(
+        text,
+        (place, 1),
+        (0, 17),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="bottom",
+        **options,
+    )
+
+
+def legend_above(axes: Axes, named: Mapping[str, Artist], columns: int = 4) -> None:
+    """A legend in a line over axes.
+
+    Arguments:
+        axes: The axes.
+        named: What is explained, by its name.
+        columns: How many stand beside each other.
+    """
+    axes.legend(
+        list(named.values()),
+        list(named),
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        frameon=False,
+        fontsize=SMALL_SIZE - 1,
+        handlelength=2.0,
+        columnspacing=1.0,
+        borderpad=0.1,
+        borderaxespad=0.2,
+    )
 
 
 def label_of(label: int, names: Sequence[str] | None) -> str:
