@@ -242,20 +242,14 @@ def above(axes: Axes, text: str, place: float = 0.0, **options: Any) -> None:
     )
 
 
-def legend_above(axes: Axes, named: Mapping[str, Artist], columns: int = 4) -> None:
-    """A legend in a line over axes.
-
-    Arguments:
-        axes: The axes.
-        named: What is explained, by its name.
-        columns: How many stand beside each other.
-    """
+def legend_above(axes: Axes, named: Mapping[str, Artist]) -> None:
+    """A legend over axes, of what is drawn by its name; up to four beside each other."""
     axes.legend(
         list(named.values()),
         list(named),
         loc="lower left",
         bbox_to_anchor=(0, 1),
-        ncols=columns,
+        ncols=4,
         frameon=False,
         fontsize=SMALL_SIZE - 1,
         handlelength=2.0,
