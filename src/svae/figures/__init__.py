@@ -11,11 +11,14 @@ from svae.figures.poses import pose_figure, pose_histogram_figure
 from svae.figures.reconstructions import reconstruction_figure
 from svae.figures.rotations import rotation_figure
 from svae.figures.samples import interpolation_figure, samples_figure
+from svae.figures.sweep import Curve, Point, learning_figure, sweep_figure, sweep_map_figure
 from svae.figures.traversals import traversal_figure, traversal_z
 from svae.figures.worst import worst_figure
 
 __all__ = [
     "MOST_ATTENTION",
+    "Curve",
+    "Point",
     "Pose",
     "aligned_figure",
     "attention_figure",
@@ -25,6 +28,7 @@ __all__ = [
     "found_pose_figure",
     "interpolation_figure",
     "latent_figure",
+    "learning_figure",
     "manifold_figure",
     "manifold_z",
     "pose_figure",
@@ -32,6 +36,8 @@ __all__ = [
     "reconstruction_figure",
     "rotation_figure",
     "samples_figure",
+    "sweep_figure",
+    "sweep_map_figure",
     "traversal_figure",
     "traversal_z",
     "worst_figure",
