@@ -1,7 +1,10 @@
 """What several tests use."""
 
+import os
 import resource
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +15,10 @@ from pytorch_lightning.callbacks import Callback
 
 __all__ = [
     "Anything",
+    "Die",
     "FullDisk",
     "Interrupt",
+    "SlowDisk",
     "StopAfter",
     "run_command",
     "write_mnist",
@@ -29,18 +34,33 @@ def run_command(main: Callable[[], None], *overrides: str) -> None:
 
 
 class Interrupt(Callback):
-    """Ctrl-C in the given epoch, after the given batch; below 0, in the test."""
+    """A signal in the given epoch, in the given batch.
 
-    def __init__(self, epoch: int, batch: int) -> None:
-        self.epoch, self.batch = epoch, batch
+    Arguments:
+        epoch: Its number.
+        batch: Its number; -1 for validation, -2 for the end of the epoch, -3 for the test.
+        name: Of the signal.
+    """
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == (self.epoch, self.batch):
-            raise KeyboardInterrupt
+    def __init__(self, epoch: int, batch: int, name: str = "SIGINT") -> None:
+        self.place, self.signal = (epoch, batch), signal.Signals[name]
 
-    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if self.epoch < 0:
-            raise KeyboardInterrupt
+    def _send(self, trainer, batch: int) -> None:
+        if (trainer.current_epoch, batch) == self.place:
+            signal.raise_signal(self.signal)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self._send(trainer, batch_idx)
+
+    def on_validation_start(self, trainer, pl_module):
+        self._send(trainer, -1)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self._send(trainer, -2)
+
+    def on_test_start(self, trainer, pl_module):
+        if self.place[1] == -3:
+            signal.raise_signal(self.signal)
 
 
 class FullDisk(Callback):
@@ -54,6 +74,17 @@ class FullDisk(Callback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.RLIM_INFINITY))
 
 
+class SlowDisk(Callback):
+    """Every file takes so many seconds more to be written."""
+
+    def __init__(self, seconds: float) -> None:
+        def slow(descriptor: int, fsync: Callable[[int], None] = os.fsync) -> None:
+            time.sleep(seconds)
+            fsync(descriptor)
+
+        os.fsync = slow
+
+
 class StopAfter(Callback):
     """Ends a training early, as a time limit would."""
 
@@ -62,6 +93,21 @@ class StopAfter(Callback):
 
     def on_train_epoch_end(self, trainer, pl_module):
         trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
+
+
+class Die(Callback):
+    """Kills the process of the given rank in the middle of the given epoch.
+
+    The process of every rank leaves its number in `pid<rank>` of the working directory.
+    """
+
+    def __init__(self, rank: int, epoch: int) -> None:
+        self.rank, self.epoch = rank, epoch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        Path(f"pid{trainer.global_rank}").write_text(str(os.getpid()))
+        if (trainer.global_rank, trainer.current_epoch) == (self.rank, self.epoch):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Anything:

@@ -2,18 +2,19 @@
 
 import fcntl
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from svae.directories import OwnDirectory, release
+from svae.directories import JOBS, OwnDirectory, lock, locked, release
+from svae.status import Status, write_status
 
 
 @pytest.fixture(autouse=True)
-def released(monkeypatch):
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+def released():
     yield
     release()
 
@@ -24,10 +25,12 @@ def config_of(directory: Path, named: bool, kind: str = "run"):
     return OmegaConf.create({"hydra": node})
 
 
-def claim(directory: Path, named: bool = False) -> Path:
-    config = config_of(directory, named)
-    OwnDirectory().on_run_start(config)
-    return Path(config.hydra.run.dir)
+def claim(directory: Path, named: bool = False, resumes: bool = False, kind: str = "run") -> Path:
+    config = config_of(directory, named, kind)
+    owner = OwnDirectory(resumes)
+    start = owner.on_run_start if kind == "run" else owner.on_multirun_start
+    start(config)
+    return Path(config.hydra[kind].dir)
 
 
 def test_runs_that_start_in_the_same_microsecond_get_folders_of_their_own(tmp_path):
@@ -46,6 +49,15 @@ def test_sweeps_as_well(tmp_path):
         OwnDirectory().on_multirun_start(config)
         names.append(config.hydra.sweep.dir)
     assert names == [str(tmp_path / "stamp"), str(tmp_path / "stamp-1")]
+
+
+def test_a_sweep_s_jobs_are_told_its_folder(tmp_path):
+    """Their configs are composed again, with the time in it that was asked for."""
+    for expected in ([], ["hydra.sweep.dir='{}'"]):
+        config = config_of(tmp_path / "it's", named=False, kind="sweep")
+        OwnDirectory().on_multirun_start(config)
+        folder = str(tmp_path / "it\\'s-1")
+        assert config.hydra.overrides.hydra == [text.format(folder) for text in expected]
 
 
 def test_a_named_folder_that_holds_something_is_left_as_it_is(tmp_path):
@@ -82,7 +94,59 @@ def test_a_folder_that_cannot_be_made(named, tmp_path, monkeypatch):
         claim(tmp_path / "run", named)
 
 
-def test_a_process_of_a_distributed_training_shares_the_folder(tmp_path, monkeypatch):
-    (tmp_path / "config.yaml").write_text("")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert claim(tmp_path, named=True) == tmp_path
+@pytest.mark.parametrize("state", ["running", "interrupted", "failed", "finished"])
+def test_a_run_with_a_status_can_go_on_in_its_folder(state, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    write_status(tmp_path, Status(state))
+    assert claim(tmp_path, named=True, resumes=True) == tmp_path
+    release()
+    with pytest.raises(SystemExit, match="is not empty"):  # by evaluate, for one
+        claim(tmp_path, named=True)
+
+
+def test_a_status_that_is_none_is_told(tmp_path):
+    (tmp_path / "status.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"status\.json: expected the status of a run"):
+        claim(tmp_path, named=True, resumes=True)
+
+
+def test_a_sweep_can_go_on_in_its_folder(tmp_path):
+    (tmp_path / JOBS).mkdir()
+    (tmp_path / "multirun.yaml").touch()
+    for name in ("seed-1", "seed-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+        write_status(tmp_path / name, Status("finished"))
+    assert claim(tmp_path, named=True, resumes=True, kind="sweep") == tmp_path
+    release()
+    with pytest.raises(SystemExit, match="is not empty"):
+        claim(tmp_path, named=True, kind="sweep")
+    (tmp_path / "seed-2" / "status.json").unlink()
+    with pytest.raises(SystemExit, match="is not empty"):
+        claim(tmp_path, named=True, resumes=True, kind="sweep")
+
+
+def test_a_new_folder_is_its_own_as_well(tmp_path):
+    """Whoever names it, to go on with it, has to wait."""
+    folder = claim(tmp_path / "stamp")
+    write_status(folder, Status("running"))
+    with pytest.raises(SystemExit, match="is in use by another process"):
+        claim(folder, named=True, resumes=True)
+
+
+def test_a_locked_folder_is_waited_for(tmp_path, caplog):
+    caplog.set_level("INFO")
+    order = []
+
+    def hold(name: str) -> None:
+        with locked(tmp_path):
+            order.append(f"{name} begins")
+            time.sleep(0.2)
+            order.append(f"{name} ends")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(hold, "ab"))
+    names = [line[0] for line in order]
+    assert names in (["a", "a", "b", "b"], ["b", "b", "a", "a"])
+    assert "waiting for its end" in caplog.text
+    assert lock(tmp_path)

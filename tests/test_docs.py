@@ -25,7 +25,7 @@ from tests.helpers import write_mnist
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ("train", "evaluate", "encode", "decode", "report")
+COMMANDS = ("train", "evaluate", "encode", "decode", "report", "sweep")
 
 #: What is not run, by how the line begins, and why.
 NOT_RUN = {
@@ -34,6 +34,13 @@ NOT_RUN = {
     "python -m svae.evaluate run=RUN checkpoint=step600": (
         "in the notes: RUN is of 2400 steps, and the checkpoint that of step 600"
     ),
+    "python -m svae.train -m dataset=rot_mnist 'experiment=glob(": (
+        "six large models; test_configs composes each, test_multirun has another pattern"
+    ),
+    "python -m svae.train -m seed=1,2,3,4 hydra/launcher=joblib": "test_multirun has it",
+    "python -m svae.train -m seed=1,2,3,4 hydra/launcher=submitit_local": "test_multirun has it",
+    "python -m svae.train -m 'seed=range(1,1001)' hydra/launcher=slurm": "needs a cluster",
+    "torchrun --nnodes 4": "needs four machines; test_distributed has two processes on this one",
     "tensorboard --logdir outputs": "a server that does not end",
     "wandb login": "asks for a key",
     "wandb sync 'outputs/train/DATE/wandb/offline-run-*'": "sends to the service",
@@ -64,6 +71,7 @@ QUICK_OF = {
     "encode": ("progress_bar=false",),
     "decode": ("manifold_side=2", "frames=2", "steps=3"),
     "report": (),
+    "sweep": (),
 }
 
 OWN_DATA = """
@@ -135,6 +143,7 @@ def parsed(text: str) -> Line:
 def quick(line: Line, first: bool) -> list[str]:
     """The words of a line, and what makes it quick."""
     words = [re.sub(r"^([a-z_.]+=[^,\[]+,[^,]+),.*", r"\1", w) for w in line.overrides]
+    words = [re.sub(r"n_trials=\d+", "n_trials=2", w) for w in words]
     if first and not line.sweep and line.command != "report":
         words.append(f"hydra.run.dir=outputs/{line.command}/DATE")
     if line.command != "train":

@@ -56,11 +56,11 @@ def evaluated(sweep, tmp_path_factory) -> Path:
 
 def test_each_run_is_tested_as_by_itself(sweep, evaluated, tmp_path):
     for number in range(2):
-        trained = metrics_of(sweep / str(number))
+        trained = metrics_of(sweep / f"seed-{number + 1}")
         tested = metrics_of(evaluated / str(number))
         expected = {k: v for k, v in trained.items() if k.startswith("test/")}
         assert tested == pytest.approx(expected, rel=1e-5)
-    alone = evaluate(tmp_path / "alone", f"run=[{sweep}/1]")
+    alone = evaluate(tmp_path / "alone", f"run=[{sweep}/seed-2]")
     assert metrics_of(alone) == metrics_of(evaluated / "1")
     assert not (alone / "runs.csv").exists()
 
@@ -85,7 +85,7 @@ def test_a_row_for_each_run(sweep, evaluated):
     with (evaluated / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["folder"] for row in rows] == ["0", "1"]
-    assert [row["run"] for row in rows] == [f"{sweep}/{number}" for number in range(2)]
+    assert [row["run"] for row in rows] == [f"{sweep}/seed-{seed}" for seed in (1, 2)]
     assert [row["seed"] for row in rows] == ["1", "2"]
     for number, row in enumerate(rows):
         expected = metrics_of(evaluated / str(number))
@@ -104,21 +104,21 @@ def test_the_log_ends_with_mean_and_spread(evaluated):
 
 def test_a_folder_tells_how_to_repeat_its_own_test(sweep, evaluated):
     overrides = yaml.safe_load((evaluated / "1/.hydra/overrides.yaml").read_text())
-    assert overrides[0] == f"run={sweep}/1"
+    assert overrides[0] == f"run={sweep}/seed-2"
     assert "trainer=cpu" in overrides
     assert sum(override.startswith("run=") for override in overrides) == 1
     html = (evaluated / "1/report.html").read_text()
-    assert f"evaluate of {sweep}/1" in html
+    assert f"evaluate of {sweep}/seed-2" in html
     assert "There is no" not in html
     assert not (evaluated / "report.html").exists()
 
 
 def test_a_later_mistake_is_found_before_the_first_test(sweep, tmp_path, capfd):
     copy = tmp_path / "copy"
-    shutil.copytree(sweep / "0", copy)
+    shutil.copytree(sweep / "seed-1", copy)
     (copy / "checkpoints/best.ckpt").unlink()
     with pytest.raises(SystemExit):
-        evaluate(tmp_path / "out", f"run=[{sweep}/1,{copy}]")
+        evaluate(tmp_path / "out", f"run=[{sweep}/seed-2,{copy}]")
     assert "best.ckpt does not exist; there is last" in capfd.readouterr().out
     assert not (tmp_path / "out" / "0").exists()
     with pytest.raises(SystemExit):
@@ -143,7 +143,7 @@ def test_a_later_mistake_is_found_before_the_first_test(sweep, tmp_path, capfd):
 def test_runs_that_differ_in_more_than_the_seed_are_told(
     sweep, tmp_path, caplog, setting, value, told
 ):
-    for name, run in (("a", "0"), ("b", "1")):
+    for name, run in (("a", "seed-1"), ("b", "seed-2")):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
         (tmp_path / name / "checkpoints/best.ckpt").touch()
         config = OmegaConf.load(sweep / run / "config.yaml")

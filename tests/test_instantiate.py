@@ -62,7 +62,20 @@ def test_positional_arguments_are_refused():
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "builtins.eval", "subprocess.run", "svaeevil.x", "svae.run.torch.load", 3],
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.run",
+        "svaeevil.x",
+        "svae.run.torch.load",
+        "svae.files.write_atomic",
+        "svae.hardware.os.system",
+        "pytorch_lightning.core.saving._load_from_checkpoint",
+        "pytorch_lightning.LightningModule.load_from_checkpoint",
+        "pytorch_lightning.plugins.io.TorchCheckpointIO.load_checkpoint",
+        "torch.nn.modules.module.torch.hub.load",
+        3,
+    ],
 )
 def test_a_config_cannot_run_any_code_it_likes(target):
     with pytest.raises(ValueError, match="SVAE_TRUSTED_TARGETS"):

@@ -148,8 +148,12 @@ def test_one_job_of_a_sweep_fails_and_the_others_go_on(capfd, monkeypatch, tmp_p
     monkeypatch.setattr(sys, "argv", ["svae", *sweep, *QUICK, *quiet])
     with pytest.raises(SystemExit) as stopped:
         svae.train.main()
-    assert "at least 0, got -1" in str(stopped.value.code)
-    assert (tmp_path / "sweep" / "1" / "metrics.json").is_file()
+    assert stopped.value.code == 1
+    printed = capfd.readouterr().out
+    assert "2 jobs (1 failed, 1 finished)" in printed
+    assert re.search("failed: .*/sweep/z_dim--1: dims: .* at least 0, got -1", printed)
+    assert "Traceback" not in printed
+    assert (tmp_path / "sweep" / "z_dim-1" / "metrics.json").is_file()
 
 
 def test_mnist_that_cannot_be_had(capfd, monkeypatch, tmp_path):

@@ -1,19 +1,31 @@
 """Every run in a folder of its own: none writes into another's."""
 
+import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from svae.status import read_status
 
 try:
     import fcntl
 except ImportError:  # Windows; there, a folder that the user names twice at once is not noticed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["OwnDirectory", "release"]
+__all__ = ["JOBS", "OwnDirectory", "add_override", "held", "lock", "locked", "release"]
+
+log = logging.getLogger(__name__)
+
+#: In the folder of a sweep, what became of its jobs.
+JOBS = ".jobs"
 
 # The folders that this process has locked, as file descriptors.
 _locked: list[int] = []
@@ -31,7 +43,14 @@ class OwnDirectory(Callback):
     A folder named by the time is made by this process alone: where two start at the same moment,
     one of them gets another name. A folder that the user names may exist, but it must hold
     nothing, except what a start that failed leaves, and no other process may be using it.
+
+    Arguments:
+        resumes: Whether the command goes on with what it finds. Then the folder may also hold a
+            run with `status.json`, or a sweep of such runs.
     """
+
+    def __init__(self, resumes: bool = False) -> None:
+        self.resumes = resumes
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         self._claim(config, "run")
@@ -40,18 +59,56 @@ class OwnDirectory(Callback):
         self._claim(config, "sweep")
 
     def _claim(self, config: DictConfig, kind: str) -> None:
-        if "LOCAL_RANK" in os.environ:
-            return  # a process of a distributed training shares the folder of its first process
         node = config.hydra[kind]
         named = any(o.startswith(f"hydra.{kind}.dir=") for o in config.hydra.overrides.hydra)
         # Hydra turns an exception of a callback into a warning; SystemExit passes.
         try:
-            path = Path(node.dir)
-            path = _open_named(path) if named else _make_new(path)
+            wanted = Path(node.dir)
+            path = self._open_named(wanted, kind) if named else _make_new(wanted)
         except OSError as error:
             sys.exit(f"svae: the output folder {node.dir} cannot be made: {error.strerror}")
+        except ValueError as error:
+            sys.exit(f"svae: {error}")
         with read_write(config.hydra):
             node.dir = str(path)
+        if kind == "sweep" and path != wanted:
+            add_override(config, "hydra.sweep.dir", str(path))
+
+    def _open_named(self, path: Path, kind: str) -> Path:
+        """Take a folder that the user named, made if need be; `.` is nobody's and always free."""
+        if path == Path():
+            return path
+        path.mkdir(parents=True, exist_ok=True)
+        names = held(path)
+        resumable = _holds_sweep if kind == "sweep" else read_status
+        if names and not (self.resumes and resumable(path)):
+            sys.exit(
+                f"svae: the output folder {path} is not empty (it holds {names[0]}); expected a "
+                "new or an empty one, so that nothing is overwritten"
+            )
+        if not lock(path):
+            sys.exit(f"svae: the output folder {path} is in use by another process")
+        return path
+
+
+def held(path: Path) -> list[str]:
+    """What a folder holds, except for what a start that failed leaves; sorted."""
+    return sorted(p.name for p in path.iterdir() if p.name != ".hydra" and p.suffix != ".log")
+
+
+def add_override(config: DictConfig, key: str, value: str) -> None:
+    """Set something in a sweep's jobs, whose configs are composed again from the overrides."""
+    with read_write(config.hydra):
+        text = QuotedString(value, Quote.single).with_quotes()
+        config.hydra.overrides.hydra.append(f"{key}={text}")
+
+
+def _holds_sweep(path: Path) -> bool:
+    """Whether a folder holds a sweep, of which every run has a status."""
+    if not (path / JOBS).is_dir():
+        return False
+    runs = [p for p in path.iterdir() if (p / "config.yaml").is_file()]
+    return all(read_status(run) for run in runs)
 
 
 def _make_new(path: Path) -> Path:
@@ -61,30 +118,55 @@ def _make_new(path: Path) -> Path:
     while True:
         try:
             candidate.mkdir()
-            return candidate
+            break
         except FileExistsError:
             number += 1
             candidate = path.with_name(f"{path.name}-{number}")
+    lock(candidate)  # whoever names it, to go on with it, must wait for its end
+    return candidate
 
 
-def _open_named(path: Path) -> Path:
-    """Take a folder that the user named, made if need be; `.` is nobody's and always free."""
-    if path == Path():
-        return path
-    path.mkdir(parents=True, exist_ok=True)
-    held = [p.name for p in path.iterdir() if p.name != ".hydra" and p.suffix != ".log"]
-    if held:
-        sys.exit(
-            f"svae: the output folder {path} is not empty (it holds {min(held)}); expected a new "
-            "or an empty one, so that nothing is overwritten"
-        )
-    if fcntl is not None:
-        # Held until the command ends, and without a file of its own.
-        _locked.append(os.open(path, os.O_RDONLY))
-        try:
-            fcntl.flock(_locked[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit(f"svae: the output folder {path} is in use by another process")
-        except OSError:
-            pass  # a file system without locks
-    return path
+def lock(path: str | Path) -> bool:
+    """Hold a folder until the command ends, without a file of its own; whether it was free."""
+    return _lock(path)[1]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a folder for a while, after waiting for any other process that does."""
+    file, free = _lock(path)
+    if not free:
+        log.info("%s is in use by another process: waiting for its end", path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if file in _locked:
+            _locked.remove(file)
+            os.close(file)
+
+
+def _lock(path: str | Path) -> tuple[int, bool]:
+    if fcntl is None:
+        return -1, True
+    file = os.open(path, os.O_RDONLY)
+    _locked.append(file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return file, False
+    except OSError:
+        pass  # a file system without locks
+    return file, True
+
+
+def _hydra_folder() -> str | None:
+    """Where Hydra writes its part of the config; nowhere if a run that has ended lies there."""
+    try:
+        status = read_status(HydraConfig.get().runtime.output_dir)
+    except ValueError:
+        status = None
+    return None if status and status.ended else ".hydra"
+
+
+OmegaConf.register_new_resolver("svae.hydra_folder", _hydra_folder, replace=True)

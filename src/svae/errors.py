@@ -12,6 +12,9 @@ __all__ = ["UserError", "one_line", "told_in_one_line"]
 class UserError(Exception):
     """Something that a user can mend; commands print its message and no traceback."""
 
+    #: What the command ends with.
+    exit_status = 2
+
 
 def one_line(error: BaseException) -> str:
     """The message of an error without line breaks, or its kind where it has none."""

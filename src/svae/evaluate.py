@@ -3,7 +3,6 @@
 import copy
 import glob
 import logging
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from svae.callbacks import Figures
 from svae.command import command
+from svae.distributed import environment, processes
 from svae.errors import told_in_one_line
 from svae.files import write_metrics
 from svae.instantiate import instantiate
@@ -29,6 +29,7 @@ from svae.run import (
     read_config,
     resolve_hardware,
 )
+from svae.sweep.runs import natural
 from svae.tables import write_csv
 
 __all__ = ["evaluate", "main"]
@@ -108,9 +109,10 @@ def evaluate_run(cfg: DictConfig, run_directory: str, output: Path) -> Metrics:
         load_weights(module.model, checkpoint_path(run_directory, cfg.checkpoint))
         callbacks = [Figures(str(output / "figures"))]
         trainer: pl.Trainer = instantiate(
-            cfg.trainer, "trainer", callbacks=callbacks, logger=False
+            cfg.trainer, "trainer", callbacks=callbacks, logger=False, plugins=[environment()]
         )
-    trainer.test(module, datamodule, verbose=False)
+    with processes(cfg, trainer, "svae.evaluate"):
+        trainer.test(module, datamodule, verbose=False)
     metrics = {k: v.item() for k, v in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         write_metrics(output / "metrics.json", metrics)
@@ -161,11 +163,6 @@ def matching(name: str) -> list[str]:
         if path not in runs:
             log.warning("run: %s is left out: it has no config.yaml", path)
     return runs
-
-
-def natural(name: str) -> list[str | int]:
-    """For sorting: numbers within a name by their size."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def check_several(runs: Sequence[str], cfg: DictConfig) -> None:

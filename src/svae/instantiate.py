@@ -19,6 +19,12 @@ __all__ = ["instantiate", "trusted_target"]
 #: What a config may name: a config from elsewhere must not be able to run any code it likes.
 _TRUSTED = ("svae.", "pytorch_lightning.", "torch.nn.", "torch.optim.")
 
+#: The functions among them: others write files, or load pickles, which are code.
+_FUNCTIONS = ("svae.schedules.", "svae.likelihoods.")
+
+#: Makes whatever its arguments name.
+_NOT_TRUSTED = ("pytorch_lightning.cli.",)
+
 
 def instantiate(config: DictConfig, where: str, **more: Any) -> Any:
     """The object that a config describes.
@@ -30,8 +36,8 @@ def instantiate(config: DictConfig, where: str, **more: Any) -> Any:
 
     Raises:
         ValueError: What a constructor raised; a key that the target does not take, or a value of
-            another type than it says; a value that is missing; or a target outside of `svae`,
-            `pytorch_lightning`, `torch.nn` and `torch.optim`. `SVAE_TRUSTED_TARGETS` adds
+            another type than it says; a value that is missing; or a target that is no class of
+            `svae`, `pytorch_lightning`, `torch.nn` and `torch.optim`. `SVAE_TRUSTED_TARGETS` adds
             packages of one's own, separated by commas.
     """
     plain = OmegaConf.to_container(config, resolve=True)
@@ -84,7 +90,7 @@ def trusted_target(name: Any, where: str) -> Callable[..., Any]:
     """The class or function of that name, if it is one that a config may name."""
     own = tuple(f"{p}." for p in os.environ.get("SVAE_TRUSTED_TARGETS", "").split(",") if p)
     refusal = ValueError(
-        f"{where}._target_: {name!r} is not from svae, pytorch_lightning, torch.nn or "
+        f"{where}._target_: {name!r} is no class of svae, pytorch_lightning, torch.nn or "
         "torch.optim; set SVAE_TRUSTED_TARGETS to a package of your own to allow it"
     )
     if not isinstance(name, str) or not name.startswith(_TRUSTED + own):
@@ -94,7 +100,9 @@ def trusted_target(name: Any, where: str) -> Callable[..., Any]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{where}._target_: {name!r} does not exist") from error
     # A name such as svae.run.torch.load begins well and ends elsewhere.
-    if not f"{getattr(target, '__module__', '')}.".startswith(_TRUSTED + own):
+    home = f"{getattr(target, '__module__', '')}."
+    of_svae = inspect.isclass(target) and home.startswith(_TRUSTED)
+    if home.startswith(_NOT_TRUSTED) or not (of_svae or home.startswith(_FUNCTIONS + own)):
         raise refusal
     return target
 

@@ -1,16 +1,21 @@
 """The Lightning module: steps, logging and the optimiser of any `SpatialVAE`."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from svae.checks import at_least
 from svae.datasets.base import Batch
 from svae.elbo import ELBO
+from svae.finite import FiniteCheck, NotFinite, Suspect
 from svae.geometry import pixel_size
 from svae.inferred import Inferred
 from svae.metrics import MeanPerImage, PerImage, cluster, clustering_metrics, pose_metrics
@@ -25,6 +30,12 @@ from svae.spikes import SpikeLimit
 __all__ = ["VAEModule"]
 
 log = logging.getLogger(__name__)
+
+# How many steps a GPU runs before it is asked whether they were finite: asking waits for it.
+_GPU_STEPS = 50
+
+# How many images a message names.
+_NAMED = 10
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -63,6 +74,8 @@ class VAEModule(pl.LightningModule):
         self.iwae_samples = at_least("iwae_samples", iwae_samples, 0)
         self.num_labels = num_labels
         self.spikes = None if max_gradient_spike is None else SpikeLimit(max_gradient_spike)
+        self._finite = FiniteCheck()
+        self._newest: Batch = {}
 
         # Where a prior trains on another term than its divergence, both are logged.
         self.replaced = model.posterior.replaced
@@ -96,6 +109,8 @@ class VAEModule(pl.LightningModule):
         elbo = self.model.training_elbo(batch["image"], noise, self.current_epoch)
         objective = elbo.objective(self.model.beta)
         self._update("train", elbo, objective=objective)
+        self._finite.add_loss(batch["index"], objective)
+        self._newest = batch
         self.log("objective", objective.detach().mean(), prog_bar=True, logger=False)
         if self.trainer.is_last_batch:
             # Here and not at the epoch's end: callbacks come before the module there.
@@ -164,8 +179,18 @@ class VAEModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = self.make_optimizer(trained)
-        steps = self.trainer.estimated_stepping_batches
-        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, steps)}
+        schedule = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)
+        if "monitor" in schedule:
+            # Not by Lightning, which does it after the last checkpoint of an epoch is saved, so
+            # that a run that goes on from there would miss it.
+            schedule |= {"frequency": sys.maxsize}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_validation_end(self) -> None:
+        for schedule in self.trainer.lr_scheduler_configs:
+            if isinstance(schedule.scheduler, ReduceLROnPlateau):
+                reached = self.trainer.callback_metrics[str(schedule.monitor)]
+                schedule.scheduler.step(reached.item())
 
     def configure_gradient_clipping(
         self,
@@ -173,10 +198,90 @@ class VAEModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Lightning's clipping where the trainer asks for it, and that of spikes."""
+        """Lightning's clipping where the trainer asks for it, and that of spikes.
+
+        Raises:
+            NotFinite: On a processor the gradient that is about to be applied is not finite, on a
+                GPU one of the last steps'.
+        """
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        if self.spikes is not None:
-            self.spikes.limit([p.grad for p in self.parameters() if p.grad is not None])
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients) if self.spikes is None else self.spikes.limit(gradients)
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            norm = torch.zeros_like(norm)  # float16: the scaler leaves out such steps itself
+        self._finite.add_step(self.global_step, norm)
+        if self.device.type == "cpu" or len(self._finite) >= _GPU_STEPS:
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Look at the losses and gradients since the last time; every process does so.
+
+        Raises:
+            NotFinite: One is NaN or infinite. The message names the step and the images.
+        """
+        found = self._finite.first()
+        if not self.trainer.strategy.reduce_boolean_decision(found is not None, all=False):
+            return
+        everyones: list[Suspect | None] = [found]
+        if self.trainer.world_size > 1:
+            everyones *= self.trainer.world_size
+            torch.distributed.all_gather_object(everyones, found)
+        suspects = [suspect for suspect in everyones if suspect is not None]
+        step = min(suspect.step for suspect in suspects)
+        suspects = [suspect for suspect in suspects if suspect.step == step]
+        batch = sorted(i for suspect in suspects for i in suspect.of_batch)
+        images, what = sorted(i for suspect in suspects for i in suspect.of_loss), "loss"
+        if not images:
+            images, what = self._with_bad_gradient(step, batch), "gradient"
+        raise NotFinite(
+            f"training step {step} (epoch {self.current_epoch}): the {what} is not finite for "
+            f"{len(images)} of the {len(batch)} images of the batch: {self._called(images)}"
+        )
+
+    def _with_bad_gradient(self, step: int, batch: list[int]) -> list[int]:
+        """The images of a step whose own gradients are not finite; all where none can be told."""
+        index = self._newest["index"]
+        # On a GPU the weights have changed since, and another process may have the image.
+        if sorted(index.tolist()) != batch or step != self.global_step:
+            return batch
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        found = []
+        with torch.enable_grad(), self.trainer.precision_plugin.forward_context():
+            for one in index.split(1):
+                image = self._newest["image"][index == one]
+                elbo = self.model.training_elbo(
+                    image, Noise(self.seed, step, one), self.current_epoch
+                )
+                objective = elbo.objective(self.model.beta).sum()
+                gradients = torch.autograd.grad(objective, trained, allow_unused=True)
+                if not all(g.isfinite().all() for g in gradients if g is not None):
+                    found.append(int(one))
+        return sorted(found) or batch
+
+    def _called(self, images: list[int]) -> str:
+        """Images by their indices, and by their files where they have some."""
+        names = self.trainer.datamodule.file_names  # type: ignore[attr-defined]
+        called = [str(i) if names is None else f"{i} ({names[i]})" for i in images[:_NAMED]]
+        return ", ".join(called) + ", ..." * (len(images) > _NAMED)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Nothing that is saved may come after a step that was not finite.
+        self.check_finite()
+        # What the epoch's means consist of so far, of every process.
+        means = self._means("train")
+        gathered = [self.trainer.strategy.all_gather(t) for t in (means.sums, means.counts)]
+        size = len(means.names)
+        checkpoint["train_means"] = [t.reshape(-1, size).cpu() for t in gathered]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        parts = checkpoint.get("train_means")
+        if parts is None:  # of an older version, which saved at the ends of epochs only
+            return
+        means, rank = self._means("train"), self.trainer.global_rank
+        if len(parts[0]) != self.trainer.world_size:  # the first process takes all
+            parts = [p.sum(0, keepdim=True) * (rank == 0) for p in parts]
+            rank = 0
+        means.sums, means.counts = (p[rank].to(means.device) for p in parts)
 
     def _means(self, split: str) -> MeanPerImage:
         metric = self.means[f"{split}_"]

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from svae.datasets import ImageDataModule
 from svae.datasets.base import ImageSource
+from svae.distributed import one_at_a_time
 from svae.errors import one_line
 from svae.hardware import accelerator_at_hand, fast_precision
 from svae.instantiate import instantiate, trusted_target
 from svae.model import SpatialVAE
 from svae.module import VAEModule
+from svae.paths import data_dir
 
 __all__ = [
     "build_module",
@@ -82,10 +83,18 @@ def first_difference(
 def prepared_data(config: DictConfig) -> ImageDataModule:
     """The data set of a config, fetched by one process and read by all."""
     datamodule: ImageDataModule = instantiate(config.dataset, "dataset")
-    fetch = rank_zero_only(datamodule.prepare_data)
-    fetch()
+    fetch(datamodule, config)
     datamodule.setup()
     return datamodule
+
+
+def fetch(datamodule: ImageDataModule, config: DictConfig) -> None:
+    """Download what a data set lacks; of several processes at once, the first does."""
+    if type(datamodule).prepare_data is ImageDataModule.prepare_data:
+        return
+    chosen = config.dataset.get("data_dir")
+    with one_at_a_time(Path(chosen).expanduser() if chosen else data_dir()):
+        datamodule.prepare_data()
 
 
 def checkpoint_path(run: str | Path, checkpoint: str = "best") -> Path:
@@ -138,7 +147,7 @@ def images_to_encode(cfg: DictConfig, given: set[str]) -> tuple[ImageDataModule,
             own |= {name: node[name] for name in kept if name in node}
         node = OmegaConf.create(own)
     data: ImageDataModule = instantiate(node, "dataset")
-    data.prepare_data()
+    fetch(data, OmegaConf.create({"dataset": node}))
     images = data.everything()
     shape, trained = data.image_shape, tuple(run.model.image_shape)
     if shape != trained:

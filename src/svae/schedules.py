@@ -56,7 +56,7 @@ def plateau(
         optimizer: The optimiser.
         total_steps: Not needed.
         factor: What the learning rate is multiplied with.
-        patience: How many epochs without improvement are borne.
+        patience: How many validations without improvement are borne.
     """
     scheduler = ReduceLROnPlateau(
         optimizer,

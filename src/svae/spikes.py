@@ -35,8 +35,12 @@ class SpikeLimit(nn.Module):
         self.usual_log_norm: Tensor
 
     @torch.no_grad()
-    def limit(self, gradients: Sequence[Tensor]) -> None:
-        """Scale the gradients of one step in place, by one factor."""
+    def limit(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Scale the gradients of one step in place, by one factor.
+
+        Returns:
+            The norm that they had, with shape ().
+        """
         # On the device throughout: a comparison in Python would wait for it.
         norm = get_total_norm(gradients)
         usual = torch.where(self.usual_log_norm.isnan(), norm.log(), self.usual_log_norm)
@@ -46,3 +50,4 @@ class SpikeLimit(nn.Module):
         self.usual_log_norm = torch.where(
             let_through.isfinite(), usual + _SHARE * (let_through - usual), self.usual_log_norm
         )
+        return norm

@@ -5,46 +5,71 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.callbacks import ProgressBar
-from pytorch_lightning.trainer.states import TrainerStatus
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from svae.callbacks import AtomicCheckpointIO, BestCheckpoint, Figures
+from svae import distributed
+from svae.callbacks import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    BetweenSteps,
+    Figures,
+    Interrupted,
+    LastCheckpoint,
+    MedianPruning,
+    MetricsCSV,
+)
 from svae.command import command
 from svae.datasets import ImageDataModule
+from svae.distributed import ProcessLost, processes
 from svae.encoders import GroupConv
-from svae.errors import UserError, told_in_one_line
+from svae.errors import UserError, one_line, told_in_one_line
 from svae.files import write_atomic, write_metrics
+from svae.finite import NotFinite
 from svae.hardware import environment, memory_at_hand
 from svae.instantiate import instantiate
 from svae.loggers import Dashboard
 from svae.module import VAEModule
 from svae.report import write_report
+from svae.resume import (
+    alone,
+    last_checkpoint,
+    nothing_to_do,
+    other_setting,
+    refuse_other_settings,
+    remove_unfinished_files,
+)
 from svae.run import (
     build_module,
-    first_difference,
     in_short,
     load_weights,
     prepared_data,
+    read_checkpoint,
     read_config,
     resolve_hardware,
     resolve_likelihood,
 )
+from svae.signals import Signals
+from svae.status import Status, read_status, write_status
 
 __all__ = ["main", "train"]
 
 log = logging.getLogger(__name__)
 
-#: A run has these in common with the one that it goes on with.
-ALIKE = ("seed", "dataset", "model", "prior", "optimizer", "scheduler")
+One = TypeVar("One")
 
 
 class Job(NamedTuple):
@@ -55,136 +80,288 @@ class Job(NamedTuple):
     trainer: pl.Trainer
     best: BestCheckpoint | None
     figures: Figures | None
+    rows: MetricsCSV | None
+    ckpt_path: str | None
 
 
 def train(cfg: DictConfig) -> float:
     """Train and test what a composed config describes.
 
+    Where the output folder holds an unfinished run of the same settings, that run goes on; where
+    it holds a finished one, nothing is done.
+
     Returns:
         The best `val/elbo`, for sweepers to maximise; NaN where no epoch was validated.
 
     Raises:
-        SystemExit: The training was interrupted from the keyboard, with status 130, after what
-            there was of it was written.
+        UserError: A mistake in the config, a full disk, or a loss that is not finite.
+        SystemExit: The training was asked to end, and what there was of it was written: with
+            status 130 from the keyboard, else 128 and the number of the signal.
     """
-    with told_in_one_line():
-        job = prepare(cfg)
-    dashboards = [one for one in job.trainer.loggers if isinstance(one, Dashboard)]
-    status = 1
-    try:
-        metrics, interrupted = fit_and_test(cfg, job)
-        for dashboard in dashboards:
-            checkpoints = Path(cfg.output_dir, "checkpoints")
-            kept = {name: checkpoints / f"{name}.ckpt" for name in ("best", "last")}
-            dashboard.log_checkpoints({k: path for k, path in kept.items() if path.is_file()})
-            dashboard.log_summary(metrics)
-        status = 130 if interrupted else 0
-    finally:
-        for dashboard in dashboards:
-            dashboard.close(status)
-    if job.trainer.is_global_zero:
-        write_report(cfg.output_dir)
-        log.info("%s", in_short(metrics))
-        log.info("run directory: %s (open report.html)", cfg.output_dir)
-    if interrupted:
-        last = Path(cfg.output_dir, "checkpoints", "last.ckpt")
-        if last.is_file() and job.trainer.is_global_zero:
-            log.info("interrupted; the same command with ckpt_path=%s goes on", last)
-        sys.exit(130)
+    signals = Signals()
+    with alone(cfg.output_dir):
+        with told_in_one_line():
+            data = completed(cfg)
+            before = read_status(cfg.output_dir)
+            if before is not None:
+                refuse_other_settings(cfg.output_dir, cfg)
+                if nothing_to_do(cfg.output_dir, before, cfg):
+                    log.info("%s: already %s", cfg.output_dir, before.state)
+                    return before.objective
+                remove_unfinished_files(cfg.output_dir)
+            job = prepare(cfg, data, signals, last_checkpoint(cfg.output_dir) if before else None)
+        with signals:
+            metrics, interrupted = carry_out(cfg, job, signals)
+    if job.trainer.is_global_zero and (interrupted or signals.received):
+        sys.exit(128 + (signals.received or signal.SIGINT))
     return metrics.get("val/elbo", math.nan)
 
 
-def fit_and_test(cfg: DictConfig, job: Job) -> tuple[dict[str, float], bool]:
-    """The metrics of a training and its test, and whether it was interrupted."""
-    data, module, trainer, best, figures = job
-    metrics: dict[str, float] = {}
+def carry_out(cfg: DictConfig, job: Job, signals: Signals) -> tuple[dict[str, float], bool]:
+    """The metrics of a training and its test, and whether it was interrupted; `status.json`."""
+    trainer = job.trainer
+    dashboards = [one for one in trainer.loggers if isinstance(one, Dashboard)]
+    exit_status = 1
     try:
-        interrupted = was_interrupted(
-            trainer,
-            lambda: trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True),
-        )
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        there = [p.name for p in Path(cfg.output_dir, "checkpoints").glob("*.ckpt")]
-        raise UserError(
-            f"{error.filename or cfg.output_dir}: {error.strerror}; what was saved before is "
-            f"whole ({', '.join(sorted(there)) or 'no checkpoint yet'})"
-        ) from error
-    # Before the test, which may fail.
+        with saved_before_is_told(cfg):
+            failure: NotFinite | None = None
+            with processes(cfg, trainer, "svae.train"):
+                try:
+                    metrics, interrupted = fit_and_test(cfg, job, signals)
+                except NotFinite as error:  # of all processes: none of them left the others
+                    failure = error
+            if failure is not None:
+                raise failure
+        with only_shown("the dashboard"):
+            for dashboard in dashboards:
+                checkpoints = Path(cfg.output_dir, "checkpoints")
+                kept = {name: checkpoints / f"{name}.ckpt" for name in ("best", "last")}
+                dashboard.log_checkpoints({k: path for k, path in kept.items() if path.is_file()})
+                dashboard.log_summary(metrics)
+        exit_status = 130 if interrupted else 0
+    except KeyboardInterrupt:
+        metrics, interrupted = {}, True
+        save_status(cfg, Status("interrupted", "SIGINT"))
+    except BaseException as error:
+        save_status(cfg, Status("failed", one_line(error)))
+        raise
+    finally:
+        for dashboard in dashboards:
+            dashboard.close(exit_status)
+    if trainer.is_global_zero:
+        with only_shown("the report"):
+            write_report(cfg.output_dir)
+        log.info("%s", in_short(metrics))
+        log.info("run directory: %s (open report.html)", cfg.output_dir)
+        if interrupted:
+            log.info("%s", how_to_go_on(cfg))
+        else:
+            pruned = why_pruned(trainer)
+            objective = metrics.get("val/elbo", math.nan)
+            save_status(cfg, Status("pruned" if pruned else "finished", pruned, objective))
+    return metrics, interrupted
+
+
+def fit_and_test(cfg: DictConfig, job: Job, signals: Signals) -> tuple[dict[str, float], bool]:
+    """The metrics of a training and its test, and whether it was interrupted."""
+    data, module, trainer, best, figures, rows, ckpt_path = job
+    interrupted = was_interrupted(
+        trainer,
+        signals,
+        lambda: trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True),
+    )
+    # Before the test, which may fail. A run that had only the test left has its epochs' metrics
+    # from the checkpoint.
+    metrics = rows.newest if rows else {}
     metrics |= numbers(trainer.callback_metrics) | (best.best_metrics if best else {})
+    objective = metrics.get("val/elbo", math.nan)
     save_metrics(cfg, metrics)
-    if cfg.test and not interrupted:
+    if cfg.test and not interrupted and not why_pruned(trainer):
         # Where no epoch was validated, nothing was chosen: the weights are the last.
         chosen = (best.best_model_path if best else "") or None
         interrupted = was_interrupted(
             trainer,
+            signals,
             lambda: trainer.test(module, data, chosen, verbose=False, weights_only=True),
         )
         if not interrupted:
             metrics |= numbers(trainer.callback_metrics)
             save_metrics(cfg, metrics)
             return metrics, False
+    if interrupted:
+        asked = signals.received or signal.SIGINT
+        save_status(cfg, Status("interrupted", asked.name, objective))
+        if asked != signal.SIGINT:
+            return metrics, True  # whoever sent it waits for seconds only
     if figures:
         figures.draw(trainer, module, "val", complete=True)
     return metrics, interrupted
 
 
-def was_interrupted(trainer: pl.Trainer, work: Callable[[], Any]) -> bool:
-    """Do some work of the trainer; whether Ctrl-C ended it."""
+def why_pruned(trainer: pl.Trainer) -> str:
+    """Why a job of a sweep ended early; empty where it did not."""
+    pruning = only(MedianPruning, trainer.callbacks)  # type: ignore[attr-defined]
+    return pruning.reason if pruning else ""
+
+
+def was_interrupted(trainer: pl.Trainer, signals: Signals, work: Callable[[], Any]) -> bool:
+    """Do some work of the trainer; whether a signal ended it."""
     try:
         work()
-    except SystemExit:
-        # Lightning's answer to Ctrl-C, after which it ignores further ones.
-        if trainer.state.status != TrainerStatus.INTERRUPTED:
+    except (Interrupted, SIGTERMException):
+        return True
+    except SystemExit as error:
+        # Lightning's answer to a second Ctrl-C, after which it ignores further ones.
+        if not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signals.listen()
         return True
     return False
 
 
-def prepare(cfg: DictConfig) -> Job:
-    """Everything that can go wrong before training, and `config.yaml`."""
+@contextmanager
+def saved_before_is_told(cfg: DictConfig) -> Iterator[None]:
+    """What is left after a full disk, or after a loss that is not finite, as a UserError."""
+    try:
+        yield
+    except (NotFinite, ProcessLost) as error:
+        raise type(error)(f"{error}; {what_is_left(cfg)}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"{error.filename or cfg.output_dir}: {error.strerror}; {what_is_left(cfg)}"
+        ) from error
+
+
+def what_is_left(cfg: DictConfig) -> str:
+    """The checkpoints of a training that broke off."""
+    there = sorted(Path(cfg.output_dir, "checkpoints").glob("*.ckpt"))
+    if not there:
+        return "there is no checkpoint yet"
+    names = ", ".join(path.name for path in there)
+    return f"what was saved before is whole ({names} in {there[0].parent})"
+
+
+@contextmanager
+def only_shown(what: str) -> Iterator[None]:
+    """A failure to write what is only there to be seen costs no training."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s is not complete: %s", what, one_line(error))
+
+
+def how_to_go_on(cfg: DictConfig) -> str:
+    """What to type after an interruption."""
+    folder, kind = Path(cfg.output_dir), "run"
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        folder, kind = Path(HydraConfig.get().sweep.dir), "sweep"
+    what = "goes on" if kind == "sweep" or last_checkpoint(folder) else "begins anew"
+    return f"interrupted; the same command with hydra.{kind}.dir={folder} {what}"
+
+
+def completed(cfg: DictConfig) -> ImageDataModule:
+    """The data of a config, in which what is decided only at run time is now written."""
     check_top_level(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = prepared_data(cfg)
-
-    # What is decided only now is part of the run's config as well.
     with open_dict(cfg):
         cfg.dataset.update(data.found())
         cfg.model.image_shape = list(data.image_shape)
         resolve_likelihood(cfg.model, [split["image"] for split in data.splits.values()])
         resolve_hardware(cfg.trainer)
         cfg.environment = environment()
-        if cfg.ckpt_path == "last":
-            cfg.ckpt_path = str(newest_checkpoint(cfg))
+    return data
+
+
+def prepare(
+    cfg: DictConfig, data: ImageDataModule, signals: Signals, own: Path | None = None
+) -> Job:
+    """Everything that can go wrong before training, `config.yaml` and `status.json`.
+
+    Arguments:
+        cfg: The config, complete.
+        data: Its data.
+        signals: The requests to end.
+        own: The checkpoint in the run's own folder that it goes on from.
+    """
     module = build_module(cfg, data)
     for split in data.splits.values():
         module.model.likelihood.check(split["image"])
     check_optimisation(module, cfg.trainer)
-    if cfg.ckpt_path is not None:
-        load_weights(module.model, cfg.ckpt_path)
-        check_resumed(cfg)
+    if own is not None:
+        log.info("going on with %s", own)
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        tell_of_another_length(cfg)
+        with open_dict(cfg):  # what the run began with
+            cfg.ckpt_path = read_config(cfg.output_dir).ckpt_path
+    elif cfg.ckpt_path == "last":
+        with open_dict(cfg):
+            cfg.ckpt_path = str(newest_checkpoint(cfg))
+    ckpt_path = cfg.ckpt_path if own is None else str(own)
+    if ckpt_path is not None:
+        load_weights(module.model, ckpt_path)
+        if own is None:
+            check_resumed(cfg)
+        check_epochs(ckpt_path, cfg.trainer.max_epochs)
 
     callbacks = list(instantiate(cfg.callbacks, "callbacks").values())
     if not cfg.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
+    last = only(LastCheckpoint, callbacks)
+    callbacks.append(BetweenSteps(signals, last))
     loggers = list(instantiate(cfg.logger, "logger").values())
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
         "trainer",
         callbacks=callbacks,
         logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), distributed.environment()],
     )
     images = min(cfg.dataset.batch_size, len(data.splits["train"]["index"]))
     check_memory(module, cfg.trainer, images / trainer.world_size)
     save_config(cfg)
+    save_status(cfg, Status("running"))
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
-    figures = next((c for c in callbacks if isinstance(c, Figures)), None)
-    return Job(data, module, trainer, best, figures)
+    return Job(
+        data,
+        module,
+        trainer,
+        only(BestCheckpoint, callbacks),
+        only(Figures, callbacks),
+        only(MetricsCSV, callbacks),
+        ckpt_path,
+    )
+
+
+def only(kind: type[One], callbacks: list[Any]) -> One | None:
+    """The callback of a kind, if there is one."""
+    return next((c for c in callbacks if isinstance(c, kind)), None)
+
+
+def tell_of_another_length(cfg: DictConfig) -> None:
+    """Say what becomes of a schedule whose length changes on the way."""
+    before = read_config(cfg.output_dir).trainer
+    for name in ("max_epochs", "max_steps"):
+        if before.get(name) != cfg.trainer.get(name):
+            log.info(
+                "trainer.%s is %s and was %s: a cosine schedule goes on as one of the new length, "
+                "so that the learning rate may jump",
+                *(name, cfg.trainer.get(name), before.get(name)),
+            )
+
+
+def check_epochs(ckpt_path: str, max_epochs: int | None) -> None:
+    """Raise ValueError if a checkpoint has more epochs than the training is to have."""
+    progress = read_checkpoint(ckpt_path)["loops"]["fit_loop"]["epoch_progress"]
+    done = progress["current"]["processed"]
+    if max_epochs not in (None, -1) and done > max_epochs:
+        raise ValueError(
+            f"trainer.max_epochs: expected at least {done}, the epochs that {ckpt_path} has, "
+            f"got {max_epochs}"
+        )
 
 
 def check_top_level(cfg: DictConfig) -> None:
@@ -276,13 +453,6 @@ def newest_checkpoint(cfg: DictConfig) -> Path:
     )
 
 
-def other_setting(run: Path, cfg: DictConfig) -> tuple[str, Any, Any] | None:
-    """The first setting in which another run differs from this one: its name and both values."""
-    old: Any = OmegaConf.to_container(read_config(run), resolve=True)
-    new: Any = OmegaConf.to_container(cfg, resolve=True)
-    return first_difference(old, new, ALIKE)
-
-
 def numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """The metrics named `split/name`, as plain numbers."""
     return {name: value.item() for name, value in metrics.items() if "/" in name}
@@ -292,6 +462,15 @@ def numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:
 def save_metrics(cfg: DictConfig, metrics: Mapping[str, float]) -> None:
     """`metrics.json` in the run directory."""
     write_metrics(Path(cfg.output_dir) / "metrics.json", metrics)
+
+
+@rank_zero_only
+def save_status(cfg: DictConfig, status: Status) -> None:
+    """`status.json` in the run directory."""
+    try:
+        write_status(cfg.output_dir, status)
+    except OSError as error:
+        log.warning("status.json is not up to date: %s", one_line(error))
 
 
 @rank_zero_only

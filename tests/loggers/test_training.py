@@ -47,7 +47,7 @@ def offline_run(job: Path):
 
 
 def test_the_dashboard_shows_what_the_run_directory_holds(sweep):
-    job = sweep / "0"
+    job = sweep / "seed-1"
     run = offline_run(job)
     metrics = json.loads((job / "metrics.json").read_text())
     for name in ("val/elbo", "test/elbo", "test/iwae_bound", "test/theta_error_deg"):
@@ -68,7 +68,7 @@ def test_the_dashboard_shows_what_the_run_directory_holds(sweep):
 
 
 def test_the_latent_table_has_a_row_and_a_thumbnail_for_every_test_image(sweep):
-    run = offline_run(sweep / "0")
+    run = offline_run(sweep / "seed-1")
     (artifact,) = [a for a in run.artifacts if a.type == "run_table"]
     files = {entry.path: Path(entry.local_path) for entry in artifact.manifest.contents}
     table = json.loads(files["latents.table.json"].read_text())
@@ -80,7 +80,7 @@ def test_the_latent_table_has_a_row_and_a_thumbnail_for_every_test_image(sweep):
 
 
 def test_the_jobs_of_a_sweep_form_one_group(sweep):
-    runs = [offline_run(sweep / job) for job in ("0", "1")]
+    runs = [offline_run(sweep / job) for job in ("seed-1", "seed-2")]
     assert {run.run.run_group for run in runs} == {"sweep"}
     assert runs[0].run.run_id != runs[1].run.run_id
     assert runs[0].run.display_name.startswith("seed=1")

@@ -422,7 +422,7 @@ def run_command(monkeypatch, *overrides: str) -> None:
 def test_the_jobs_of_a_sweep_form_a_group(monkeypatch, tmp_path):
     sweep = tmp_path / "a-sweep"
     run_command(monkeypatch, "-m", f"hydra.sweep.dir={sweep}", "seed=1,2", "model.z_dim=3")
-    runs = [read_run(*runs_in(sweep / job)) for job in ("0", "1")]
+    runs = [read_run(*runs_in(sweep / job)) for job in ("seed-1", "seed-2")]
     assert [run.run.run_group for run in runs] == ["a-sweep"] * 2
     assert [run.run.display_name for run in runs] == [
         "seed=1,model.z_dim=3",

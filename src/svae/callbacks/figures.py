@@ -1,6 +1,8 @@
 """The figures of a run, drawn while it trains and from the tested model."""
 
 import csv
+import io
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from torch import Tensor
 from svae.callbacks.metrics_csv import MetricsCSV
 from svae.checks import at_least
 from svae.datasets import ImageDataModule
+from svae.errors import one_line
 from svae.figures import curves_figure
+from svae.files import write_atomic
 from svae.gallery import Gallery, couples, spread
 from svae.inferred import infer_batch
 from svae.loggers import Dashboard
@@ -21,6 +25,8 @@ from svae.module import VAEModule
 from svae.tables import latent_columns
 
 __all__ = ["Figures"]
+
+log = logging.getLogger(__name__)
 
 # Rows of a dashboard's latent table: more make its page slow.
 TABLE_ROWS = 2000
@@ -77,13 +83,21 @@ class Figures(Callback):
         assert isinstance(pl_module, VAEModule)
         if not trainer.is_global_zero:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._draw(trainer, pl_module, split, complete)
+        except OSError as error:
+            # A full disk, for one: a picture is not worth the training.
+            log.warning("the figures are not all drawn: %s", one_line(error))
+
+    def _draw(self, trainer: pl.Trainer, pl_module: VAEModule, split: str, complete: bool) -> None:
         dashboards = [one for one in trainer.loggers if isinstance(one, Dashboard)]
         data = trainer.datamodule  # type: ignore[attr-defined]
         figures = self.figures(pl_module, data, split, complete)
         for name, figure in (*figures, *self.curves(trainer)):
             path = self.folder / f"{name}.png"
-            figure.savefig(path)
+            content = io.BytesIO()
+            figure.savefig(content)
+            write_atomic(path, content.getvalue())
             for dashboard in dashboards:
                 dashboard.log_figure(name, path)
         if complete and dashboards:

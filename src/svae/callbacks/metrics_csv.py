@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from pytorch_lightning.callbacks import Callback
 from svae.files import write_atomic
 
 __all__ = ["MetricsCSV"]
+
+log = logging.getLogger(__name__)
 
 
 class MetricsCSV(Callback):
@@ -46,7 +49,16 @@ class MetricsCSV(Callback):
             writer = csv.DictWriter(text, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
-            write_atomic(self.path, text.getvalue())
+            try:
+                write_atomic(self.path, text.getvalue())
+            except OSError as error:
+                # The rows are in every checkpoint too, and the next epoch writes all of them.
+                log.warning("%s is not up to date: %s", self.path, error.strerror)
+
+    @property
+    def newest(self) -> dict[str, float]:
+        """The newest value of everything that was logged, by its name."""
+        return {name: value for row in self.rows for name, value in row.items() if "/" in name}
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}

@@ -11,14 +11,19 @@ __all__ = ["Timing"]
 
 
 class Timing(Callback):
-    """Logs `train/seconds_per_epoch`, `train/images_per_second` and the total so far."""
+    """Logs `train/seconds_per_epoch`, `train/images_per_second` and the total so far.
+
+    An epoch that is resumed in its middle takes the time of its parts.
+    """
 
     def __init__(self) -> None:
-        self.total_seconds = 0.0
+        self.total_seconds, self.seconds, self.images = 0.0, 0.0, 0
+        self.started = perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # An epoch that is resumed in its middle has no start of its own.
-        self.on_train_epoch_start(trainer, pl_module)
+        self.started = perf_counter() - self.seconds
+        self.seconds = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started, self.images, self.seconds = perf_counter(), 0, 0.0
@@ -45,7 +50,11 @@ class Timing(Callback):
             pl_module.log("train/total_seconds", self.total_seconds)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"total_seconds": self.total_seconds}
+        # What there is of an epoch that is not over.
+        seconds = self.seconds or perf_counter() - self.started
+        return {"total_seconds": self.total_seconds, "seconds": seconds, "images": self.images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.total_seconds = state_dict["total_seconds"]
+        self.seconds = state_dict.get("seconds", 0.0)
+        self.images = state_dict.get("images", 0)

@@ -91,7 +91,8 @@ class EpochBatches(Sampler[Tensor]):
 
     An epoch is cut into batches of nearly equal size, so that no batch is tiny and none is
     dropped; process r of R takes every R-th row of each. The order of epoch e is a function of
-    the seed and e alone, so that a resumed run goes on with the same batches.
+    the seed and e alone, so that a resumed run goes on with the same batches: the number of those
+    that were served is all that it has to know.
 
     Arguments:
         rows: The number of rows.
@@ -114,6 +115,8 @@ class EpochBatches(Sampler[Tensor]):
     ) -> None:
         self.rows, self.shuffle, self.seed = rows, shuffle, seed
         self.rank, self.world_size, self.epoch = rank, world_size, 0
+        #: How many batches of the epoch were served, and how many the next iteration leaves out.
+        self.served, self.skipped = 0, 0
         self.batches = -(-rows // at_least("batch_size", batch_size, 1))
         if rows // self.batches < world_size:
             raise ValueError(
@@ -137,7 +140,9 @@ class EpochBatches(Sampler[Tensor]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.rows, generator=generator)
-        for rows in order.tensor_split(self.batches):
+        self.served, self.skipped = self.skipped, 0
+        for rows in order.tensor_split(self.batches)[self.served :]:
+            self.served += 1
             yield rows[self.rank :: self.world_size]
 
 
@@ -166,6 +171,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.eval_batch_size = at_least("eval_batch_size", eval_batch_size, 1)
         self.seed = seed
         self.splits: dict[str, Batch] = {}
+        self._training: EpochBatches | None = None
+        self._served = 0
 
     @abstractmethod
     def read(self) -> dict[str, Batch]:
@@ -236,8 +243,24 @@ class ImageDataModule(pl.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+        if train:
+            sampler.skipped, self._served = self._served, 0
+            self._training = sampler
         # A sampler that yields whole batches of rows: nothing goes image by image through Python.
         return DataLoader(dataset, batch_size=None, sampler=sampler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: how many batches were served of an epoch that is not over."""
+        if self._training is None or self.trainer is None:
+            return {}
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        # Lightning saves the state of a loader too, but restores it only where the number of
+        # steps was not asked for before; ours is restored before the loader is made.
+        return {"served": self._training.served * (epochs.processed < epochs.started)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Leave out what was served before a checkpoint."""
+        self._served = state_dict["served"]
 
     def train_dataloader(self) -> "DataLoader[Batch]":
         return self.loader("train")
