@@ -611,3 +611,23 @@ def test_bounds_of_a_lattice_of_poses(make_model, generated, sampling, points, p
     expected = bounds_and_gradients(model, image, outer)
     assert set(expected[1]) == {name for name, p in model.named_parameters() if p.requires_grad}
     assert_same(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("generator", ["leaky_relu", "fourier", "bilinear"])
+def test_compiled_networks_compute_the_same(make, generator):
+    model = make(7, **GENERATORS[generator])
+    image = some_images(model)
+    expected = bounds_and_gradients(model, image, torch.ones(BATCH).double())
+    names = set(model.state_dict())
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model.compile(backend=backend)
+    found = bounds_and_gradients(model, image, torch.ones(BATCH).double())
+    assert compiled
+    assert_same(found, expected)
+    assert set(model.state_dict()) == names

@@ -308,6 +308,38 @@ def test_candidates_never_lower_the_bound_they_are_chosen_by(make_model):
     assert_close(four, best, atol=1e-3, rtol=0)
 
 
+def test_candidates_of_large_images_are_told_apart_by_some_of_their_pixels(
+    make_model, monkeypatch
+):
+    shape = (1, 32, 30)
+    prior = any_angle() | {"shift": GaussianShift(1.4, shape)}
+    model = make_model(shape, prior=prior, pose_candidates=4).double()
+    with torch.no_grad():
+        for parameter in model.generator.parameters():
+            parameter.mul_(4.0)
+        # Of a decoder with something to see, its own images.
+        latents = Latents(torch.randn(12, 2), 3 * torch.randn(12), torch.zeros(12, 2))
+        images = model.decode(latents.map(torch.Tensor.double))
+    seen = []
+    score = model.log_likelihood
+
+    def counted(image, latents, pixels=None, weights=None):
+        seen.append(pixels.places.shape[-1])
+        return score(image, latents, pixels, weights)
+
+    monkeypatch.setattr(model, "log_likelihood", counted)
+    found = model.infer(images).mode()
+    assert seen == [160] * 4
+    # What is kept is a function of the image alone, and mostly what all pixels say.
+    alone = model.infer(images[5:6]).mode()
+    assert_close(alone.theta, found.theta[5:6])
+    monkeypatch.undo()
+    turns = torch.arange(4).double() * torch.pi / 2
+    exact = torch.stack([model._bound_at_mode(images, turn.expand(12)) for turn in turns])
+    best = model._infer_turned(images, turns[exact.argmax(0)]).mode()
+    assert torch.isclose(best.theta, found.theta).sum() >= 9  # 3 by chance
+
+
 def test_training_takes_the_encoders_own_guess(make_model):
     images = torch.rand(6, 1, 9, 9)
     model = make_model(prior=any_angle(), pose_candidates=4)

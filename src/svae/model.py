@@ -9,7 +9,7 @@ References:
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -37,6 +37,10 @@ from svae.priors import Prior
 __all__ = ["SpatialVAE"]
 
 _PIXELS_AT_ONCE = 4_000_000
+
+#: The part of the pixels that tells poses apart that differ by a large part of a circle.
+_OF_CANDIDATES = 1 / 6
+_FEWEST_OF_CANDIDATES = 128
 
 
 class SpatialVAE(nn.Module):
@@ -148,6 +152,15 @@ class SpatialVAE(nn.Module):
         """The prior of each inferred variable, by its name in `Latents`."""
         return cast(dict[str, Prior], dict(self._priors.items()))
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """`torch.compile` the networks, at their first use; the rest is little beside them.
+
+        Arguments:
+            args, options: Those of `torch.compile`.
+        """
+        self.encoder.compile(*args, **options)
+        self.generator.compile(*args, **options)
+
     def infer(self, image: Tensor, candidates: int | None = None) -> Posterior:
         """The approximate posterior of images with shape (B, C, H, W).
 
@@ -176,7 +189,13 @@ class SpatialVAE(nn.Module):
             return self._infer_by_agreement(image, self.posterior, candidates)
         turns = torch.arange(candidates, device=image.device) * (2 * torch.pi / candidates)
         with torch.no_grad():
-            scores = [self._bound_at_mode(image, turn.expand(len(image))) for turn in turns]
+            # The same pixels of an image whichever batch it comes in.
+            noise = Noise(0, "candidates", turns.new_zeros(len(image), dtype=torch.long))
+            count = int(len(self.likelihood.scored_pixels) * _OF_CANDIDATES)
+            pixels = self._some_pixels(image, noise, max(count, _FEWEST_OF_CANDIDATES), 0.5)
+            scores = [
+                self._bound_at_mode(image, turn.expand(len(image)), pixels) for turn in turns
+            ]
         return self._infer_turned(image, turns[torch.stack(scores).argmax(0)])
 
     def _infer_by_agreement(self, image: Tensor, head: Attention, candidates: int) -> Posterior:
@@ -212,11 +231,20 @@ class SpatialVAE(nn.Module):
         """The posterior from the images turned by `turn` (B,), the turn removed again."""
         return self._posterior(rotate_image(image, turn), noise).turned(-turn)
 
-    def _bound_at_mode(self, image: Tensor, turn: Tensor) -> Tensor:
+    def _some_pixels(
+        self, image: Tensor, noise: Noise, count: int | None, focus: float
+    ) -> Pixels | None:
+        """Some of the scored pixels of each image; None for all."""
+        scored = self.likelihood.scored_pixels
+        if count is None or count >= len(scored):
+            return None
+        return draw_pixels(image, noise, scored, count, focus)
+
+    def _bound_at_mode(self, image: Tensor, turn: Tensor, pixels: Pixels | None = None) -> Tensor:
         """Log-likelihood at the posterior's mode less the divergences, with shape (B,)."""
         q = self._infer_turned(image, turn)
         kl = torch.stack(list(q.kl(self.priors).values())).sum(0)
-        return self.log_likelihood(image, q.mode()[None]).squeeze(0) - kl
+        return self.log_likelihood(image, q.mode()[None], pixels).squeeze(0) - kl
 
     def elbo(
         self,
@@ -243,9 +271,7 @@ class SpatialVAE(nn.Module):
         latents, weights = q.rsample(samples, noise)
         if hold_z:
             latents = latents.without_content()
-        scored, subset = self.likelihood.scored_pixels, None
-        if pixels is not None and pixels < len(scored):
-            subset = draw_pixels(image, noise, scored, pixels, self.pixel_focus)
+        subset = self._some_pixels(image, noise, pixels, self.pixel_focus)
         log_likelihood = self.log_likelihood(image, latents, subset, weights)
         kl = q.kl(self.priors)
         return ELBO(
@@ -313,7 +339,8 @@ class SpatialVAE(nn.Module):
             return log_prob.sum(-1)
 
         flat = latents.map(lambda value: value.flatten(0, 1))
-        at_once = getattr(self.generator, "chunk_pixels", None)
+        decide = getattr(self.generator, "pixels_at_once", None)
+        at_once = None if decide is None else decide(image.device)
         if at_once is None:
             return score(flat, slice(None), slice(None)).unflatten(0, (count, batch))
         parameters = [*self.generator.parameters(), *self.likelihood.parameters()]

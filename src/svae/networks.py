@@ -146,8 +146,10 @@ def _onednn_multiplies_bfloat16() -> bool:
 
 def fuses(x: Tensor, activation: str) -> bool:
     """Whether a layer with that activation is one operation for input like `x`."""
+    # The compiler fuses layers itself, and does not know these operations.
     return (
-        activation in _FUSED
+        not torch.compiler.is_compiling()
+        and activation in _FUSED
         and x.device.type == "cpu"
         and compute_dtype(x) == torch.bfloat16
         and bool(torch.backends.mkldnn.enabled)

@@ -17,6 +17,7 @@ OPTIONS = [
     {"bilinear": True},
     {"expand_coords": True, "bilinear": True, "residual": True},
     {"fourier_features": 32},
+    {"fourier_features": 32, "fourier_scale_px": 1.0},
     {"fourier_features": 32, "fourier_learnable": True, "bilinear": True},
 ]
 
@@ -115,10 +116,8 @@ def test_expanded_coordinates():
     assert features.tolist() == [[2, 3, 4, 9, 6]]
 
 
-def test_fourier_features_resolve_a_pixel():
+def test_fourier_features_are_fixed_cosines():
     network = generator(fourier_features=4000)
-    # Frequencies are normal with a standard deviation of one over the pixel size.
-    assert network.features.weight.std().item() == pytest.approx(3.0, rel=0.05)
     assert network.features(pixel_grid(7, 7)).abs().max() <= 1
     assert not network.features.weight.requires_grad
 
@@ -150,3 +149,17 @@ def test_bfloat16_keeps_the_coordinates():
     difference = exact[0, 1] - exact[0, 0]
     assert difference.abs() > 0.1
     assert_close(rounded[0, 1] - rounded[0, 0], difference, rtol=0.05, atol=0)
+
+
+def test_fourier_features_resolve_the_lengths_that_were_asked_for():
+    """In pixels: frequencies are normal, with a standard deviation of one over the length."""
+    shape = (1, 40, 64)
+    one = CoordinateMLP(shape, 2, 1, fourier_features=4000, fourier_scale_px=4.0)
+    per_px = one.features.weight * 2 / 64
+    assert per_px.std() == pytest.approx(1 / 4, rel=0.05)
+
+    every = CoordinateMLP(shape, 2, 1, fourier_features=4000).features.weight * 2 / 64
+    for part, length in ((slice(0, 200), 2.0), (slice(-200, None), 32.0)):
+        assert every[part].std() == pytest.approx(1 / length, rel=0.2)
+    middle = every[1900:2100]  # the geometric mean of both
+    assert middle.std() == pytest.approx(1 / 8, rel=0.2)

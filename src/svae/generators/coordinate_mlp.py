@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import bilinear, linear
 
-from svae.checks import at_least, image_shape_of, positive
+from svae.checks import at_least, image_shape_of, one_of, positive
 from svae.generators.chunks import in_chunks
 from svae.geometry import pixel_size
 from svae.networks import activation_named, compute_dtype, hidden_layers, split_linear
 
 __all__ = ["CoordinateMLP"]
+
+#: A processor's chunk fits its cache; a GPU's keeps all of it busy, in some hundred megabytes.
+_PIXELS_AT_ONCE = {"cpu": 4096, "cuda": 2**18}
 
 
 class ExpandedCoordinates(nn.Module):
@@ -46,14 +49,19 @@ class FourierFeatures(nn.Module):
     Arguments:
         coord_dims: The number of coordinates D.
         count: The number of features.
-        scale: The length :math:`\sigma` in grid units (TARGET-VAE: one pixel).
+        scale: The length :math:`\sigma` in grid units (TARGET-VAE: one pixel); or the shortest
+            and the longest, between which those of the features have equal ratios.
         learnable: Whether W and b are trained, as in TARGET-VAE's own runs.
     """
 
-    def __init__(self, coord_dims: int, count: int, scale: float, learnable: bool) -> None:
+    def __init__(
+        self, coord_dims: int, count: int, scale: float | tuple[float, float], learnable: bool
+    ) -> None:
         super().__init__()
         self.out_features = count
-        self.weight = nn.Parameter(torch.randn(count, coord_dims) / scale, learnable)
+        shortest, longest = scale if isinstance(scale, tuple) else (scale, scale)
+        scales = torch.logspace(math.log10(shortest), math.log10(longest), count)
+        self.weight = nn.Parameter(torch.randn(count, coord_dims) / scales[:, None], learnable)
         self.bias = nn.Parameter(torch.rand(count) * 2 * math.pi, learnable)
 
     def forward(self, coords: Tensor) -> Tensor:
@@ -99,10 +107,12 @@ class CoordinateMLP(nn.Module):
         expand_coords: Whether squares and products of the coordinates are inputs too.
         bilinear: Whether products of coordinates and content enter the first layer.
         fourier_features: The number of random Fourier features; 0 for plain coordinates.
-        fourier_scale_px: The length that they resolve, in pixels.
+        fourier_scale_px: The length that they resolve, in pixels; None for all lengths from 2
+            pixels to half of the image's longer side.
         fourier_learnable: Whether they are trained.
-        chunk_pixels: How many pixels a chunk holds, here and in `svae.engine`; None evaluates all
-            in one piece, with all that autograd keeps of it: what the chunks are tested against.
+        chunk_pixels: How many pixels a chunk holds, here and in `svae.engine`; `auto` for as many
+            as suit the device. None evaluates all in one piece, with all that autograd keeps of
+            it: what the chunks are tested against.
     """
 
     #: Pose and single pixels make sense: the generator is a function of the coordinate.
@@ -122,13 +132,15 @@ class CoordinateMLP(nn.Module):
         expand_coords: bool = False,
         bilinear: bool = False,
         fourier_features: int = 0,
-        fourier_scale_px: float = 1.0,
+        fourier_scale_px: float | None = None,
         fourier_learnable: bool = False,
-        chunk_pixels: int | None = 4096,
+        chunk_pixels: int | str | None = "auto",
     ) -> None:
         super().__init__()
         _, height, width = image_shape_of(image_shape)
-        if chunk_pixels is not None:
+        if isinstance(chunk_pixels, str):
+            one_of("chunk_pixels", chunk_pixels, ("auto",))
+        elif chunk_pixels is not None:
             at_least("chunk_pixels", chunk_pixels, 1)
         self.chunk_pixels = chunk_pixels
         at_least("hidden", hidden, 1)
@@ -138,7 +150,10 @@ class CoordinateMLP(nn.Module):
         if at_least("fourier_features", fourier_features, 0):
             if expand_coords:
                 raise ValueError("expand_coords: expected false together with fourier_features")
-            scale = positive("fourier_scale_px", fourier_scale_px) * pixel_size(height, width)
+            size = pixel_size(height, width)
+            scale: float | tuple[float, float] = (2 * size, max(height, width) / 2 * size)
+            if fourier_scale_px is not None:
+                scale = positive("fourier_scale_px", fourier_scale_px) * size
             self.features = FourierFeatures(coord_dims, fourier_features, scale, fourier_learnable)
             in_features = fourier_features
         elif expand_coords:
@@ -166,9 +181,20 @@ class CoordinateMLP(nn.Module):
         Returns:
             Pixel parameters, with shape (B, N, out_features).
         """
-        if self.chunk_pixels is None:
+        at_once = self.pixels_at_once(coords.device)
+        if at_once is None:
             return self.pixels(coords, z)
-        return in_chunks(self.pixels, coords, z, self.chunk_pixels)
+        return in_chunks(self.pixels, coords, z, at_once)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """`torch.compile` what decodes a chunk; the loop over chunks stays as it is."""
+        self.pixels = torch.compile(self.pixels, *args, **options)  # type: ignore[method-assign]
+
+    def pixels_at_once(self, device: torch.device) -> int | None:
+        """How many pixels a chunk holds on a device; None for all in one piece."""
+        if isinstance(self.chunk_pixels, str):
+            return _PIXELS_AT_ONCE.get(device.type, _PIXELS_AT_ONCE["cuda"])
+        return self.chunk_pixels
 
     def pixels(self, coords: Tensor, z: Tensor) -> Tensor:
         """`forward` in one piece; shapes as there."""
