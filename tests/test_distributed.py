@@ -139,6 +139,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
         ["model.pixels_per_image=40", "max_gradient_spike=1.01"],
         ["trainer.accumulate_grad_batches=2"],
         ["model/likelihood=gaussian_per_pixel"],
+        ["optimizer=adam"],
         TARGET_VAE,
     ],
     ids=lambda overrides: overrides[0],
@@ -152,12 +153,13 @@ def test_two_processes_do_what_one_does(overrides, tmp_path):
     for name in ("gradients", "weights"):
         for mine, others, alone in zip(first[name], second[name], one[name], strict=True):
             assert torch.equal(mine, others), name
-            # Adam moves a parameter whose gradient is rounding alone as far as any other.
-            assert relative(mine, alone) < (1e-5 if name == "gradients" else 2e-3)
+            # Adam moves a parameter whose gradient is rounding alone as far as any other, and
+            # Muon rounds to bfloat16 where that is fast: of later steps, only so much is the same.
+            assert relative(mine, alone) < 2e-3
     for two in (first, second):
         assert torch.equal(two["index"], one["index"])
         assert len(two["index"].unique()) == len(two["index"]) > 100
-        assert_close(two["metrics"], one["metrics"], rtol=1e-4, atol=1e-4)
+        assert_close(two["metrics"], one["metrics"], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_the_best_checkpoint_of_before_comes_along(command):
     content = torch.load(last, weights_only=True)
     for group in content["optimizer_states"][0]["param_groups"]:
         group["lr"] = group["initial_lr"] = 0.5
-    content["lr_schedulers"][0]["base_lrs"] = [0.5]
+    content["lr_schedulers"][0]["base_lrs"] = [0.5, 0.5]
     ruined = last.with_name("ruined.ckpt")
     torch.save(content, ruined)
     options = [*SMALL, "scheduler=constant", "trainer.max_epochs=4", f"ckpt_path={ruined}"]

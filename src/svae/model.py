@@ -68,7 +68,7 @@ class SpatialVAE(nn.Module):
         augment_rotation: Whether training turns the encoder's input at random (section 4.3).
         z_delay_epochs: For how many epochs training holds z at zero (section 4.3).
         pose_candidates: In how many poses each image is shown to the encoder outside of training;
-            more than one mends poses half a turn off (`infer`).
+            more than one mends poses half a turn off (`infer`). Where no angle is inferred, one.
         group_order: The number of rotations of a group-equivariant encoder; null for another.
     """
 
@@ -138,8 +138,6 @@ class SpatialVAE(nn.Module):
             raise ValueError(f"pixel_focus: expected a fraction below 1, got {pixel_focus!r}")
         self.pixel_focus = pixel_focus
         self.pose_candidates = at_least("pose_candidates", pose_candidates, 1)
-        if pose_candidates > 1 and not infer_theta:
-            raise ValueError("pose_candidates: expected 1 where infer_theta is false")
         if augment_rotation and not infer_theta:
             raise ValueError("augment_rotation: expected false where infer_theta is false")
         # Not a parameter: it follows from the image shape, and stays out of checkpoints.
@@ -183,7 +181,7 @@ class SpatialVAE(nn.Module):
                 f"got {tuple(image.shape)}"
             )
         candidates = self.pose_candidates if candidates is None else candidates
-        if candidates == 1:
+        if candidates == 1 or "theta" not in self.priors:
             return self._posterior(image)
         if isinstance(self.posterior, Attention):
             return self._infer_by_agreement(image, self.posterior, candidates)

@@ -287,6 +287,8 @@ def prepare(
         own: The checkpoint in the run's own folder that it goes on from.
     """
     module = build_module(cfg, data)
+    if cfg.compile:
+        module.model.compile()
     for split in data.splits.values():
         module.model.likelihood.check(split["image"])
     check_optimisation(module, cfg.trainer)
@@ -366,7 +368,7 @@ def check_epochs(ckpt_path: str, max_epochs: int | None) -> None:
 
 def check_top_level(cfg: DictConfig) -> None:
     """The values that belong to no object, and those that Lightning would trip over later."""
-    for name, kind in (("seed", int), ("test", bool)):
+    for name, kind in (("seed", int), ("test", bool), ("compile", bool)):
         if type(cfg[name]) is not kind:
             raise ValueError(f"{name}: expected {kind.__name__}, got {cfg[name]!r}")
     if cfg.trainer.limit_val_batches == 0:

@@ -1,7 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from svae.datasets import RotDigits
+from svae.datasets import RotDigits, base
 from svae.datasets.base import EpochBatches
 
 
@@ -53,3 +55,36 @@ def test_loaders_serve_whole_batches():
     # Validation and test keep their order.
     index = torch.cat([batch["index"] for batch in data.test_dataloader()])
     assert torch.equal(index, data.splits["test"]["index"])
+
+
+def test_what_fits_a_gpu():
+    """Images that take a quarter of the free memory at most, and never to a processor."""
+    tensors = [torch.zeros(100, dtype=torch.uint8), torch.zeros(50, dtype=torch.float32)]
+    gpu = torch.device("cuda")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "mem_get_info", lambda device: (1200, 10_000))
+        assert base.fits(tensors, gpu)
+        assert not base.fits([*tensors, torch.zeros(1, dtype=torch.uint8)], gpu)
+        assert not base.fits(tensors, torch.device("cpu"))
+
+
+def test_images_that_fit_are_served_where_they_are_needed(monkeypatch):
+    data = RotDigits(train_copies=1, eval_copies=1)
+    data.setup()
+    elsewhere = torch.device("meta")
+    data.trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=elsewhere), global_rank=0, world_size=1
+    )
+    asked = []
+
+    def fits(tensors, device):
+        asked.append((sum(len(t) for t in tensors), device))
+        return True
+
+    monkeypatch.setattr(base, "fits", fits)
+    batch = next(iter(data.train_dataloader()))
+    assert {tensor.device for tensor in batch.values()} == {elsewhere}
+    assert batch["image"].shape[1:] == data.image_shape
+    everything = sum(len(t) for split in data.splits.values() for t in split.values())
+    assert asked == [(everything, elsewhere)]
+    assert data.splits["train"]["image"].device.type == "cpu"

@@ -1,5 +1,6 @@
 """How fast training goes, validation not counted."""
 
+import logging
 from time import perf_counter
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 __all__ = ["Timing"]
+
+log = logging.getLogger(__name__)
 
 
 class Timing(Callback):
@@ -36,8 +39,11 @@ class Timing(Callback):
         batch: dict[str, torch.Tensor],
         batch_idx: int,
     ) -> None:
+        if not self.images and not trainer.current_epoch:
+            # What is compiled is compiled in it.
+            log.info("the first step took %.1f s", perf_counter() - self.started)
         self.images += len(batch["index"]) * trainer.world_size
-        if trainer.is_last_batch:
+        if trainer.is_last_batch or trainer.global_step == trainer.max_steps:
             if pl_module.device.type == "cuda":
                 torch.cuda.synchronize()  # kernels that are still queued belong to the epoch
             self.seconds = perf_counter() - self.started

@@ -1,7 +1,7 @@
 """The base of every data set: splits in memory, served in whole batches."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -25,6 +25,9 @@ __all__ = [
 Batch = dict[str, Tensor]
 
 SPLITS = ("train", "val", "test")
+
+#: Of the free memory of a GPU, what the images may take; the rest is for the training.
+_PART_FOR_DATA = 0.25
 
 
 class ImageSource(Protocol):
@@ -83,6 +86,8 @@ class InMemory(Dataset[Batch]):
         return len(self.tensors["index"])
 
     def __getitem__(self, rows: Tensor) -> Batch:
+        if isinstance(rows, Tensor):
+            rows = rows.to(self.tensors["index"].device)  # once, and not for each of them
         return {name: tensor[rows] for name, tensor in self.tensors.items()}
 
 
@@ -144,6 +149,14 @@ class EpochBatches(Sampler[Tensor]):
         for rows in order.tensor_split(self.batches)[self.served :]:
             self.served += 1
             yield rows[self.rank :: self.world_size]
+
+
+def fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
+    """Whether a device is a GPU that tensors take little of: a quarter of its free memory."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(tensor.nbytes for tensor in tensors) <= free * _PART_FOR_DATA
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -234,7 +247,7 @@ class ImageDataModule(pl.LightningDataModule):
         """The batches of a split: shuffled for training, in order otherwise."""
         train = split == "train"
         trainer = self.trainer
-        dataset = InMemory(self.splits[split])
+        dataset = InMemory(self._near(self.splits[split]))
         sampler = EpochBatches(
             len(dataset),
             self.batch_size if train else self.eval_batch_size,
@@ -248,6 +261,14 @@ class ImageDataModule(pl.LightningDataModule):
             self._training = sampler
         # A sampler that yields whole batches of rows: nothing goes image by image through Python.
         return DataLoader(dataset, batch_size=None, sampler=sampler)
+
+    def _near(self, split: Batch) -> Batch:
+        """A split on the device that the trainer uses, if that is a GPU with room for all."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        tensors = [tensor for batch in self.splits.values() for tensor in batch.values()]
+        if not fits(tensors, device):
+            return split
+        return {name: tensor.to(device) for name, tensor in split.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: how many batches were served of an epoch that is not over."""
