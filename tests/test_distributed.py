@@ -139,13 +139,17 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
         ["model.pixels_per_image=40", "max_gradient_spike=1.01"],
         ["trainer.accumulate_grad_batches=2"],
         ["model/likelihood=gaussian_per_pixel"],
-        ["optimizer=adam"],
+        ["optimizer=muon", "model.generator.fourier_features=64"],
         TARGET_VAE,
     ],
     ids=lambda overrides: overrides[0],
 )
 def test_two_processes_do_what_one_does(overrides, tmp_path):
     """Batches of 252 and 251 images to train with, of 90 to validate and to test with."""
+    # The defaults amplify rounding, Muon's own for one: to bfloat16, where that is fast.
+    exact = "optimizer=muon" not in overrides
+    if exact:
+        overrides = ["optimizer=adam", "model.generator.fourier_features=0", *overrides]
     (one,) = trained(tmp_path / "one", 1, *overrides, test=True)
     first, second = trained(tmp_path / "two", 2, *overrides, test=True)
     assert len(one["gradients"]) == len(first["gradients"]) >= 3
@@ -153,13 +157,18 @@ def test_two_processes_do_what_one_does(overrides, tmp_path):
     for name in ("gradients", "weights"):
         for mine, others, alone in zip(first[name], second[name], one[name], strict=True):
             assert torch.equal(mine, others), name
-            # Adam moves a parameter whose gradient is rounding alone as far as any other, and
-            # Muon rounds to bfloat16 where that is fast: of later steps, only so much is the same.
-            assert relative(mine, alone) < 2e-3
+            # Adam moves a parameter whose gradient is rounding alone as far as any other.
+            limit = 1e-5 if name == "gradients" else 2e-3
+            assert relative(mine, alone) < (limit if exact else 5e-2)
     for two in (first, second):
         assert torch.equal(two["index"], one["index"])
         assert len(two["index"].unique()) == len(two["index"]) > 100
-        assert_close(two["metrics"], one["metrics"], rtol=1e-3, atol=1e-3)
+        if exact:
+            assert_close(two["metrics"], one["metrics"], rtol=1e-4, atol=1e-4)
+        else:
+            assert_close(
+                two["metrics"]["test/elbo"], one["metrics"]["test/elbo"], rtol=1e-2, atol=0
+            )
 
 
 @pytest.mark.parametrize(
