@@ -62,13 +62,13 @@ class Kill(NamedTuple):
     unfinished: int
 
 
-def start(run: Path, options: list[str]) -> subprocess.Popen[bytes]:
-    """The command, in a process of its own."""
+def start(*options: str) -> subprocess.Popen[bytes]:
+    """A small training with some more options, in a process of its own."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
         "SVAE_TRUSTED_TARGETS": "tests",
     }
-    command = [sys.executable, "-m", "svae.train", f"hydra.run.dir={run}", *SETTINGS, *options]
+    command = [sys.executable, "-m", "svae.train", *SETTINGS, *options]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -114,7 +114,7 @@ def crash_trial(run: Path, kills: int, within: float, options: list[str], seed: 
     for _ in range(kills):
         status = run / "status.json"
         before = status.stat().st_mtime_ns if status.exists() else 0
-        process = start(run, options)
+        process = start(f"hydra.run.dir={run}", *options)
         if not begun(run, process, before):
             raise RuntimeError(f"{run}: ended before it was killed, with {process.returncode}")
         seconds = moments.uniform(0.0, within)
@@ -123,7 +123,7 @@ def crash_trial(run: Path, kills: int, within: float, options: list[str], seed: 
         if process.wait() != -signal.SIGKILL:
             raise RuntimeError(f"{run}: had ended after {seconds:.1f} s; train for longer")
         found.append(left(run, seconds))
-    if start(run, options).wait() != 0:
+    if start(f"hydra.run.dir={run}", *options).wait() != 0:
         raise RuntimeError(f"{run}: did not come to its end; see {run / 'train.log'}")
     return found
 
@@ -163,7 +163,7 @@ def main() -> None:
     folder = given.folder or Path(tempfile.mkdtemp(prefix="crash_trials"))
     options = [f"trainer.max_epochs={given.epochs}"]
     whole, run = folder / "whole", folder / "run"
-    if start(whole, options).wait() != 0:
+    if start(f"hydra.run.dir={whole}", *options).wait() != 0:
         sys.exit(f"the training by itself failed; see {whole}")
     slow = f"+callbacks.slow={{_target_: tests.helpers.SlowDisk, seconds: {given.slow}}}"
     kills = crash_trial(

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import torch
 import yaml
 from tests.crash_trials import crash_trial, differences
 from tests.helpers import run_command
+from tests.soak import Reading, anonymous_mb, growth
 
 import svae
 import svae.callbacks.figures
@@ -365,3 +367,17 @@ def test_a_training_that_is_killed_twice_ends_as_one_that_was_not(tmp_path):
     assert kills[-1].step is not None
     crash_trial(tmp_path / "whole", 0, 0.0, options, seed=0)
     assert differences(tmp_path / "run", tmp_path / "whole") == []
+
+
+def test_memory_that_grows_is_told_from_memory_that_does_not():
+    waves = [Reading(10.0 * i, 900 + 5 * math.sin(i) + 200 * (i < 20)) for i in range(300)]
+    assert abs(growth(waves)) < 5
+    leak = [Reading(r.seconds, r.mb + r.seconds / 36) for r in waves]  # 100 MB an hour
+    assert growth(leak) == pytest.approx(100, abs=5)
+
+
+def test_memory_is_that_of_the_process():
+    before = anonymous_mb(os.getpid())
+    held = bytearray(os.urandom(64_000_000))
+    assert 60 < anonymous_mb(os.getpid()) - before < 80
+    del held
