@@ -210,28 +210,6 @@ def test_load_gives_a_model_that_encodes_and_decodes(trained):
 
 
 @pytest.mark.slow
-def test_two_processes_do_the_work_of_one(trained, tmp_path, monkeypatch):
-    """Equal noise, order and batches: only the order of summation differs."""
-    import subprocess
-
-    def train(name, *options):
-        command = [sys.executable, "-m", "svae.train", *SMALL, f"hydra.run.dir={tmp_path / name}"]
-        done = subprocess.run(
-            [*command, "trainer.max_epochs=1", "trainer.precision=32-true", *options],
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        return metrics_of(tmp_path / name)
-
-    one = train("one")
-    two = train("two", "trainer=ddp_cpu")
-    for name in ("train/elbo", "val/elbo", "test/elbo", "test/theta_error_deg", "test/kl_z"):
-        assert two[name] == pytest.approx(one[name], rel=1e-4), name
-    assert not (tmp_path / "two" / ".hydra" / "1").exists()
-
-
 def test_rows_of_metrics_csv_hold_what_their_epoch_measured(command):
     """Validated every second epoch, and cut in the middle of the third."""
     cut = ["trainer.max_epochs=-1", "trainer.max_steps=17", "trainer.check_val_every_n_epoch=2"]
