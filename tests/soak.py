@@ -19,7 +19,8 @@ from tests.crash_trials import start
 __all__ = ["Reading", "anonymous_mb", "growth", "soak"]
 
 TRAINING = ["trainer.max_epochs=1000000", "callbacks.figures.every_n_epochs=1"]
-SWEEP = ["-m", "seed=range(1,100000)", "trainer.max_epochs=1"]
+SWEEP = ["hydra.mode=MULTIRUN", "seed=range(1,100000)", "trainer.max_epochs=1"]
+SWEEP += ["hydra.sweeper.max_batch_size=20"]  # composed so many at a time
 
 
 class Reading(NamedTuple):
