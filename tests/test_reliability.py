@@ -1,14 +1,12 @@
 """What a training survives: signals, kills, numbers that are not finite, full disks, strangers."""
 
 import errno
-import fcntl
 import json
 import math
 import os
 import shutil
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +24,6 @@ import svae.evaluate
 import svae.train
 from svae import resume
 from svae.datasets.base import EpochBatches
-from svae.errors import UserError
 from svae.files import write_atomic
 from svae.model import SpatialVAE
 from svae.signals import Signals
@@ -195,19 +192,6 @@ def test_an_evaluation_writes_no_status(whole, tmp_path):
     into = f"hydra.run.dir={tmp_path / 'evaluated'}"
     run_command(svae.evaluate.main, f"run={whole()}", into, "trainer=cpu")
     assert read_status(tmp_path / "evaluated") is None
-
-
-def test_two_processes_do_not_work_in_one_job_of_a_sweep(tmp_path, monkeypatch):
-    job = SimpleNamespace(mode=resume.RunMode.MULTIRUN)
-    hydra = SimpleNamespace(initialized=lambda: True, get=lambda: job)
-    monkeypatch.setattr(resume, "HydraConfig", hydra)
-    other = os.open(tmp_path, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="in use by another process"), resume.alone(tmp_path):
-        pass
-    os.close(other)
-    with resume.alone(tmp_path):
-        pass
 
 
 def test_batches_that_were_served_are_left_out_once():

@@ -1,9 +1,9 @@
-"""What every drawing of training curves agrees on, whatever draws it."""
+"""What is made of the rows of `metrics.csv`, whatever reads or draws them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["LARGEST", "LATENT_NAMES", "robust_range"]
+__all__ = ["LARGEST", "LATENT_NAMES", "newest_values", "robust_range"]
 
 #: Beyond this, a number is the trace of a training that blew up, and no axis can show it.
 LARGEST = 1e30
@@ -13,6 +13,11 @@ LATENT_NAMES = {"kl_z": "content z", "kl_theta": "angle θ", "kl_shift": "shift"
 
 # Part of the values that may lie outside of an axis, at either end.
 _OUTSIDE = 0.1
+
+
+def newest_values(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The newest value of each metric, by its name; not every epoch has all of them."""
+    return {name: value for row in rows for name, value in row.items() if "/" in name}
 
 
 def robust_range(values: Sequence[float]) -> tuple[float, float]:

@@ -16,10 +16,11 @@ from svae.callbacks import Figures
 from svae.command import command
 from svae.distributed import environment, processes
 from svae.errors import told_in_one_line
-from svae.files import write_metrics
+from svae.files import natural, write_metrics
 from svae.instantiate import instantiate
 from svae.report import write_report
 from svae.run import (
+    DECIDING,
     build_module,
     checkpoint_path,
     first_difference,
@@ -29,7 +30,6 @@ from svae.run import (
     read_config,
     resolve_hardware,
 )
-from svae.sweep.runs import natural
 from svae.tables import write_csv
 
 __all__ = ["evaluate", "main"]
@@ -39,16 +39,7 @@ log = logging.getLogger(__name__)
 Metrics = dict[str, float]
 
 #: Runs that differ in these, but for the seed, are not repetitions of one experiment.
-ALIKE = (
-    "dataset",
-    "model",
-    "prior",
-    "optimizer",
-    "scheduler",
-    "evaluation",
-    "max_gradient_spike",
-    "trainer",
-)
+ALIKE = (*DECIDING, "evaluation", "trainer")
 
 
 def evaluate(cfg: DictConfig) -> Metrics:

@@ -1,11 +1,13 @@
-"""Writing files whole or not at all."""
+"""Files: written whole or not at all, and their names in the order that people expect."""
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["write_atomic", "write_metrics"]
+__all__ = ["natural", "write_atomic", "write_metrics"]
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -26,3 +28,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     """Write `split/name: number` pairs as JSON, sorted by name."""
     write_atomic(path, json.dumps(dict(sorted(metrics.items())), indent=2) + "\n")
+
+
+def natural(name: str) -> tuple[Any, ...]:
+    """The key that sorts `img2` before `img10`, folder by folder, whatever the case."""
+    parts = [re.split("([0-9]+)", part.casefold()) for part in name.split("/")]
+    # Every second piece is a number, so that numbers only meet numbers.
+    keys = [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts]
+    return keys, name

@@ -1,69 +1,34 @@
-"""A run that is started again in its own folder: what is there, and whether it can go on."""
+"""Going on with a run, in its folder or from its checkpoint: what is there, what is refused."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from svae import directories
-from svae.errors import UserError
-from svae.run import first_difference, read_config
+from svae.directories import JOBS
+from svae.run import DECIDING, first_difference, read_checkpoint, read_config
 from svae.status import Status
 
-try:
-    import fcntl
-except ImportError:  # Windows; there, a job that is started twice at once is not noticed
-    fcntl = None  # type: ignore[assignment]
-
 __all__ = [
-    "alone",
+    "check_epochs",
+    "check_resumed",
     "last_checkpoint",
+    "newest_checkpoint",
     "nothing_to_do",
-    "other_setting",
     "refuse_other_settings",
     "remove_unfinished_files",
+    "tell_of_another_length",
 ]
 
+log = logging.getLogger(__name__)
+
 #: A run has these in common with the one that it goes on with.
-ALIKE = ("seed", "dataset", "model", "prior", "optimizer", "scheduler", "max_gradient_spike")
+ALIKE = ("seed", *DECIDING)
 
 #: A run that has ended goes on if one of these asks for more.
 _LIMITS = ("max_epochs", "max_steps", "max_time")
-
-
-@contextmanager
-def alone(folder: str | Path) -> Iterator[None]:
-    """Keep other processes out of the folder of a sweep's job.
-
-    A folder that the user names was locked before.
-
-    Raises:
-        UserError: Another process is in it.
-    """
-    of_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if fcntl is None or not of_sweep:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if not any(os.path.sameopenfile(descriptor, other) for other in directories._locked):
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{folder} is in use by another process, which is at this very run"
-                ) from error
-            except OSError:
-                pass  # a file system without locks
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def last_checkpoint(run: str | Path) -> Path | None:
@@ -101,6 +66,74 @@ def nothing_to_do(run: str | Path, status: Status, cfg: DictConfig) -> bool:
     before = read_config(run)
     longer = any(before.trainer.get(name) != cfg.trainer.get(name) for name in _LIMITS)
     return not longer and (before.test or not cfg.test)
+
+
+def check_resumed(cfg: DictConfig) -> None:
+    """Raise ValueError if the run to go on with was another than the config describes.
+
+    A checkpoint brings the state of its optimiser and schedule, so that other settings of theirs
+    would silently do nothing; other data would mix the splits.
+    """
+    before = Path(cfg.ckpt_path).resolve().parents[1]
+    if (before / "config.yaml").is_file() and (found := other_setting(before, cfg)):
+        name, old, new = found
+        raise ValueError(
+            f"{name}: expected the value of the run that ckpt_path belongs to ({old!r}), "
+            f"got {new!r}"
+        )
+
+
+def newest_checkpoint(cfg: DictConfig) -> Path:
+    """The last checkpoint of the newest run, beside this one, that has the same settings.
+
+    Raises:
+        ValueError: There is none.
+    """
+    own = Path(cfg.output_dir)
+    siblings = [own.parent, *own.parent.parent.glob("multirun/*")]
+    if (own.parent / JOBS).is_dir():  # a job of a sweep: the sweeps and the runs
+        siblings = [*own.parent.parent.iterdir(), own.parent.parent.parent / "train"]
+    paths = {path for folder in siblings for path in folder.glob("*/checkpoints/last.ckpt")}
+    newest_first = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
+    nearest = ""
+    for path in newest_first:
+        run = path.parents[1]
+        if run == own or not (run / "config.yaml").is_file():
+            continue
+        found = other_setting(run, cfg)
+        if found is None:
+            log.info("going on with %s", path)
+            return path
+        if not nearest:
+            name, old, new = found
+            nearest = f"; the newest, {run}, has {name}={old!r} and not {new!r}"
+    raise ValueError(
+        f"ckpt_path: expected a run with these settings for `last`, and none of the "
+        f"{len(paths)} in {own.parent} is one{nearest}"
+    )
+
+
+def check_epochs(ckpt_path: str, max_epochs: int | None) -> None:
+    """Raise ValueError if a checkpoint has more epochs than the training is to have."""
+    progress = read_checkpoint(ckpt_path)["loops"]["fit_loop"]["epoch_progress"]
+    done = progress["current"]["processed"]
+    if max_epochs not in (None, -1) and done > max_epochs:
+        raise ValueError(
+            f"trainer.max_epochs: expected at least {done}, the epochs that {ckpt_path} has, "
+            f"got {max_epochs}"
+        )
+
+
+def tell_of_another_length(cfg: DictConfig) -> None:
+    """Say what becomes of a schedule whose length changes on the way."""
+    before = read_config(cfg.output_dir).trainer
+    for name in ("max_epochs", "max_steps"):
+        if before.get(name) != cfg.trainer.get(name):
+            log.info(
+                "trainer.%s is %s and was %s: a cosine schedule goes on as one of the new length, "
+                "so that the learning rate may jump",
+                *(name, cfg.trainer.get(name), before.get(name)),
+            )
 
 
 @rank_zero_only

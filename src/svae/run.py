@@ -21,6 +21,8 @@ from svae.module import VAEModule
 from svae.paths import data_dir
 
 __all__ = [
+    "DECIDING",
+    "NO_MATTER",
     "build_module",
     "checkpoint_path",
     "first_difference",
@@ -33,6 +35,9 @@ __all__ = [
     "resolve_likelihood",
     "resolve_seed",
 ]
+
+#: The sections of a config that decide, beside the seed, what a run trains.
+DECIDING = ("dataset", "model", "prior", "optimizer", "scheduler", "max_gradient_spike")
 
 #: Settings that do not change what a run computes.
 NO_MATTER = ("dataset.data_dir", "dataset.eval_batch_size")

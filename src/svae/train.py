@@ -33,6 +33,7 @@ from svae.callbacks import (
     MetricsCSV,
 )
 from svae.command import command
+from svae.curves import newest_values
 from svae.datasets import ImageDataModule
 from svae.distributed import ProcessLost, processes
 from svae.encoders import GroupConv
@@ -45,19 +46,20 @@ from svae.loggers import Dashboard
 from svae.module import VAEModule
 from svae.report import write_report
 from svae.resume import (
-    alone,
+    check_epochs,
+    check_resumed,
     last_checkpoint,
+    newest_checkpoint,
     nothing_to_do,
-    other_setting,
     refuse_other_settings,
     remove_unfinished_files,
+    tell_of_another_length,
 )
 from svae.run import (
     build_module,
     in_short,
     load_weights,
     prepared_data,
-    read_checkpoint,
     read_config,
     resolve_hardware,
     resolve_likelihood,
@@ -99,19 +101,18 @@ def train(cfg: DictConfig) -> float:
             status 130 from the keyboard, else 128 and the number of the signal.
     """
     signals = Signals()
-    with alone(cfg.output_dir):
-        with told_in_one_line():
-            data = completed(cfg)
-            before = read_status(cfg.output_dir)
-            if before is not None:
-                refuse_other_settings(cfg.output_dir, cfg)
-                if nothing_to_do(cfg.output_dir, before, cfg):
-                    log.info("%s: already %s", cfg.output_dir, before.state)
-                    return before.objective
-                remove_unfinished_files(cfg.output_dir)
-            job = prepare(cfg, data, signals, last_checkpoint(cfg.output_dir) if before else None)
-        with signals:
-            metrics, interrupted = carry_out(cfg, job, signals)
+    with told_in_one_line():
+        data = completed(cfg)
+        before = read_status(cfg.output_dir)
+        if before is not None:
+            refuse_other_settings(cfg.output_dir, cfg)
+            if nothing_to_do(cfg.output_dir, before, cfg):
+                log.info("%s: already %s", cfg.output_dir, before.state)
+                return before.objective
+            remove_unfinished_files(cfg.output_dir)
+        job = prepare(cfg, data, signals, last_checkpoint(cfg.output_dir) if before else None)
+    with signals:
+        metrics, interrupted = carry_out(cfg, job, signals)
     if job.trainer.is_global_zero and (interrupted or signals.received):
         sys.exit(128 + (signals.received or signal.SIGINT))
     return metrics.get("val/elbo", math.nan)
@@ -172,7 +173,7 @@ def fit_and_test(cfg: DictConfig, job: Job, signals: Signals) -> tuple[dict[str,
     )
     # Before the test, which may fail. A run that had only the test left has its epochs' metrics
     # from the checkpoint.
-    metrics = rows.newest if rows else {}
+    metrics = newest_values(rows.rows) if rows else {}
     metrics |= numbers(trainer.callback_metrics) | (best.best_metrics if best else {})
     objective = metrics.get("val/elbo", math.nan)
     save_metrics(cfg, metrics)
@@ -343,29 +344,6 @@ def only(kind: type[One], callbacks: list[Any]) -> One | None:
     return next((c for c in callbacks if isinstance(c, kind)), None)
 
 
-def tell_of_another_length(cfg: DictConfig) -> None:
-    """Say what becomes of a schedule whose length changes on the way."""
-    before = read_config(cfg.output_dir).trainer
-    for name in ("max_epochs", "max_steps"):
-        if before.get(name) != cfg.trainer.get(name):
-            log.info(
-                "trainer.%s is %s and was %s: a cosine schedule goes on as one of the new length, "
-                "so that the learning rate may jump",
-                *(name, cfg.trainer.get(name), before.get(name)),
-            )
-
-
-def check_epochs(ckpt_path: str, max_epochs: int | None) -> None:
-    """Raise ValueError if a checkpoint has more epochs than the training is to have."""
-    progress = read_checkpoint(ckpt_path)["loops"]["fit_loop"]["epoch_progress"]
-    done = progress["current"]["processed"]
-    if max_epochs not in (None, -1) and done > max_epochs:
-        raise ValueError(
-            f"trainer.max_epochs: expected at least {done}, the epochs that {ckpt_path} has, "
-            f"got {max_epochs}"
-        )
-
-
 def check_top_level(cfg: DictConfig) -> None:
     """The values that belong to no object, and those that Lightning would trip over later."""
     for name, kind in (("seed", int), ("test", bool), ("compile", bool)):
@@ -408,51 +386,6 @@ def check_memory(module: VAEModule, trainer: DictConfig, images: float) -> None:
             "model.encoder.stride, fewer model.encoder.channels or rotations, or a smaller "
             "dataset.batch_size"
         )
-
-
-def check_resumed(cfg: DictConfig) -> None:
-    """Raise ValueError if the run to go on with was another than the config describes.
-
-    A checkpoint brings the state of its optimiser and schedule, so that other settings of theirs
-    would silently do nothing; other data would mix the splits.
-    """
-    before = Path(cfg.ckpt_path).resolve().parents[1]
-    if (before / "config.yaml").is_file() and (found := other_setting(before, cfg)):
-        name, old, new = found
-        raise ValueError(
-            f"{name}: expected the value of the run that ckpt_path belongs to ({old!r}), "
-            f"got {new!r}"
-        )
-
-
-def newest_checkpoint(cfg: DictConfig) -> Path:
-    """The last checkpoint of the newest run, beside this one, that has the same settings.
-
-    Raises:
-        ValueError: There is none.
-    """
-    own = Path(cfg.output_dir)
-    siblings = [own.parent, *own.parent.parent.glob("multirun/*")]
-    if (own.parent / "multirun.yaml").is_file():  # a job of a sweep: the sweeps and the runs
-        siblings = [*own.parent.parent.iterdir(), own.parent.parent.parent / "train"]
-    paths = {path for folder in siblings for path in folder.glob("*/checkpoints/last.ckpt")}
-    newest_first = sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
-    nearest = ""
-    for path in newest_first:
-        run = path.parents[1]
-        if run == own or not (run / "config.yaml").is_file():
-            continue
-        found = other_setting(run, cfg)
-        if found is None:
-            log.info("going on with %s", path)
-            return path
-        if not nearest:
-            name, old, new = found
-            nearest = f"; the newest, {run}, has {name}={old!r} and not {new!r}"
-    raise ValueError(
-        f"ckpt_path: expected a run with these settings for `last`, and none of the "
-        f"{len(paths)} in {own.parent} is one{nearest}"
-    )
 
 
 def numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:

@@ -55,11 +55,6 @@ class MetricsCSV(Callback):
                 # The rows are in every checkpoint too, and the next epoch writes all of them.
                 log.warning("%s is not up to date: %s", self.path, error.strerror)
 
-    @property
-    def newest(self) -> dict[str, float]:
-        """The newest value of everything that was logged, by its name."""
-        return {name: value for row in self.rows for name, value in row.items() if "/" in name}
-
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
 

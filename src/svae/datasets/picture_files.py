@@ -7,7 +7,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -15,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from svae.errors import one_line
+from svae.files import natural
 
 __all__ = [
     "SUFFIXES",
@@ -23,7 +23,6 @@ __all__ = [
     "Source",
     "Unusable",
     "list_pictures",
-    "natural",
     "reason",
 ]
 
@@ -39,14 +38,6 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 class Unusable(Exception):
     """A picture that no model can learn from; the message says why, without the file's name."""
-
-
-def natural(name: str) -> tuple[Any, ...]:
-    """The key that sorts `img2` before `img10`, folder by folder, whatever the case."""
-    parts = [re.split("([0-9]+)", part.casefold()) for part in name.split("/")]
-    # Every second piece is a number, so that numbers only meet numbers.
-    keys = [[int(p) if i % 2 else p for i, p in enumerate(part)] for part in parts]
-    return keys, name
 
 
 class Source(ABC):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from svae.datasets.picture_arrays import LABEL_NAMES, headers_of, load_array
-from svae.datasets.picture_files import Source, natural
+from svae.datasets.picture_files import Source
+from svae.files import natural
 
 __all__ = ["read_labels"]
 

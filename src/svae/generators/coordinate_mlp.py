@@ -25,8 +25,8 @@ from svae.networks import activation_named, compute_dtype, hidden_layers, split_
 
 __all__ = ["CoordinateMLP"]
 
-#: A processor's chunk fits its cache; a GPU's keeps all of it busy, in some hundred megabytes.
-_PIXELS_AT_ONCE = {"cpu": 4096, "cuda": 2**18}
+#: Pixels in a chunk: on a processor as many as fit its cache, on a GPU as give it enough to do.
+_ON_PROCESSOR, _ON_GPU = 4096, 2**18
 
 
 class ExpandedCoordinates(nn.Module):
@@ -49,17 +49,16 @@ class FourierFeatures(nn.Module):
     Arguments:
         coord_dims: The number of coordinates D.
         count: The number of features.
-        scale: The length :math:`\sigma` in grid units (TARGET-VAE: one pixel); or the shortest
-            and the longest, between which those of the features have equal ratios.
+        shortest: The least length :math:`\sigma` in grid units (TARGET-VAE: always one pixel).
+        longest: The greatest; those of the features between have equal ratios.
         learnable: Whether W and b are trained, as in TARGET-VAE's own runs.
     """
 
     def __init__(
-        self, coord_dims: int, count: int, scale: float | tuple[float, float], learnable: bool
+        self, coord_dims: int, count: int, shortest: float, longest: float, learnable: bool
     ) -> None:
         super().__init__()
         self.out_features = count
-        shortest, longest = scale if isinstance(scale, tuple) else (scale, scale)
         scales = torch.logspace(math.log10(shortest), math.log10(longest), count)
         self.weight = nn.Parameter(torch.randn(count, coord_dims) / scales[:, None], learnable)
         self.bias = nn.Parameter(torch.rand(count) * 2 * math.pi, learnable)
@@ -150,11 +149,13 @@ class CoordinateMLP(nn.Module):
         if at_least("fourier_features", fourier_features, 0):
             if expand_coords:
                 raise ValueError("expand_coords: expected false together with fourier_features")
-            size = pixel_size(height, width)
-            scale: float | tuple[float, float] = (2 * size, max(height, width) / 2 * size)
+            shortest, longest = 2.0, max(height, width) / 2
             if fourier_scale_px is not None:
-                scale = positive("fourier_scale_px", fourier_scale_px) * size
-            self.features = FourierFeatures(coord_dims, fourier_features, scale, fourier_learnable)
+                shortest = longest = positive("fourier_scale_px", fourier_scale_px)
+            size = pixel_size(height, width)
+            self.features = FourierFeatures(
+                coord_dims, fourier_features, shortest * size, longest * size, fourier_learnable
+            )
             in_features = fourier_features
         elif expand_coords:
             self.features = ExpandedCoordinates(coord_dims)
@@ -193,7 +194,7 @@ class CoordinateMLP(nn.Module):
     def pixels_at_once(self, device: torch.device) -> int | None:
         """How many pixels a chunk holds on a device; None for all in one piece."""
         if isinstance(self.chunk_pixels, str):
-            return _PIXELS_AT_ONCE.get(device.type, _PIXELS_AT_ONCE["cuda"])
+            return _ON_PROCESSOR if device.type == "cpu" else _ON_GPU
         return self.chunk_pixels
 
     def pixels(self, coords: Tensor, z: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ import glob
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,24 +14,24 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from svae.curves import newest_values
 from svae.errors import one_line
+from svae.files import natural
+from svae.run import DECIDING, NO_MATTER
 from svae.status import Status, read_status
 
-__all__ = ["SECTIONS", "Run", "Value", "find_runs", "natural", "read_runs"]
+__all__ = ["SECTIONS", "Run", "Value", "find_runs", "read_runs"]
 
 #: A setting: what is no number is told as YAML tells it.
 Value = str | int | float
 T = TypeVar("T")
 
 #: The sections of a config that decide what a run computes.
-SECTIONS = (
-    *("seed", "dataset", "model", "prior", "optimizer", "scheduler", "trainer", "evaluation"),
-    "max_gradient_spike",
-)
+SECTIONS = ("seed", *DECIDING, "trainer", "evaluation")
 #: Of the trainer, how long; the rest is about the machine.
 LENGTHS = ("max_epochs", "max_steps", "max_time", "limit_train_batches", "limit_val_batches")
 #: The model's own copy of the prior, and where and how images are read, decide nothing.
-COPIES = ("model.prior", "dataset.data_dir", "dataset.eval_batch_size")
+COPIES = ("model.prior", *NO_MATTER)
 #: A folder with one of these is a run, also one that ended before it had a config.
 MARKS = ("config.yaml", "status.json", "train.log")
 
@@ -133,11 +132,6 @@ def read_runs(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
     return sorted(runs, key=lambda run: (parents[_parent(run)], run.number)), damaged
 
 
-def natural(name: str) -> list[str | int]:
-    """For sorting: numbers within a name by their size."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
-
-
 def _within(name: str, section: str) -> bool:
     """Whether a dotted name is that of a section or of something in it."""
     return name == section or name.startswith(f"{section}.")
@@ -193,7 +187,7 @@ def _read_run(folder: str, damaged: list[str]) -> Run | None:
         config=config,
         resolved=resolved,
         epochs=int(rows[-1]["epoch"]) + 1 if rows else 0,
-        metrics=_last(rows) if final is None else final,
+        metrics=newest_values(rows) if final is None else final,
         curve=([row["epoch"] for row in validated], [row["val/elbo"] for row in validated]),
         **hydra,
     )
@@ -286,9 +280,3 @@ def _rows(text: str) -> list[dict[str, float]]:
         cells = zip(columns, line, strict=True)
         rows.append({name: float(cell) for name, cell in cells if cell or name == "epoch"})
     return rows
-
-
-def _last(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The last number of each column; not every epoch is validated."""
-    last = {name: value for row in rows for name, value in row.items()}
-    return {name: value for name, value in last.items() if "/" in name}
