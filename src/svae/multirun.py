@@ -3,6 +3,7 @@
 Importing this module gives configs the resolver `${svae.job_folder:}`.
 """
 
+import gc
 import hashlib
 import json
 import logging
@@ -21,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import configure_log
+from hydra.core.utils import JobReturn, configure_log
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -123,6 +124,14 @@ class Jobs(Callback):
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         global _start
         _start = self.start
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if self.start:
+            # Hydra keeps what each job returned until the last one is done, two configs in each.
+            job_return.cfg = job_return.hydra_cfg = None
+            # A module and its trainer refer to each other, so that the memory of a job's model,
+            # on a GPU too, would be kept until Python looks for such circles on its own.
+            gc.collect()
 
 
 def fixed(config: DictConfig) -> list[str]:
