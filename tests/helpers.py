@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 
+from svae.formats.mrc import write_stack
+
 __all__ = [
     "Anything",
     "Die",
@@ -22,6 +24,7 @@ __all__ = [
     "StopAfter",
     "run_command",
     "write_mnist",
+    "write_particles",
     "write_pictures",
 ]
 
@@ -128,6 +131,31 @@ def write_mnist(folder: Path) -> None:
         for name, array in (("images-idx3", images), ("labels-idx1", labels)):
             head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
             (raw / f"{part}-{name}-ubyte").write_bytes(head + array.tobytes())
+
+
+def write_particles(folder: Path, count: int = 24, side: int = 16, stacks: int = 2) -> Path:
+    """A RELION 3.1 star with bars in noise, stack by stack in turn, and the CTF of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    images = random.standard_normal((count, side, side), dtype=np.float32)
+    images[:, side // 4 : -side // 4, side // 2 - 1 : side // 2 + 1] += 3
+    for stack in range(stacks):
+        own = images[stack::stacks]
+        write_stack(folder / f"stack{stack}.mrcs", [own], len(own), side, side, pixel_size=2.0)
+    lines = ["# version 30001", "", "data_optics", "", "loop_"]
+    lines += ["_rlnOpticsGroup #1", "_rlnImagePixelSize #2", "_rlnImageSize #3"]
+    lines += ["_rlnVoltage #4", "_rlnSphericalAberration #5", "_rlnAmplitudeContrast #6"]
+    lines += [f"1 2.000000 {side} 300.000000 2.700000 0.100000", ""]
+    lines += ["# version 30001", "", "data_particles", "", "loop_"]
+    lines += ["_rlnImageName #1", "_rlnOpticsGroup #2", "_rlnDefocusU #3", "_rlnDefocusV #4"]
+    lines += ["_rlnDefocusAngle #5"]
+    lines += [
+        f"{i // stacks + 1:06d}@stack{i % stacks}.mrcs 1 {10000 + 100 * i} {9800 + 100 * i} 30.0"
+        for i in range(count)
+    ]
+    path = folder / "particles.star"
+    path.write_text("\n".join([*lines, ""]))
+    return path
 
 
 def write_pictures(folder: Path, count: int = 12, size: int = 16, labels: int = 0) -> None:

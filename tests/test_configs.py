@@ -89,8 +89,8 @@ SMALL = {
     for name in choices("dataset")
     if "mnist" in name and name != "mnist_n"
 }
-SMALL["sprites"] = [f"dataset.{split}_images=20" for split in ("train", "val", "test")]
-SMALL["sprites"] += ["dataset.image_size=16", "dataset.shift_max_px=4"]
+SMALL["hinge"] = [f"dataset.{split}_images=20" for split in ("train", "val", "test")]
+SMALL["sprites"] = SMALL["hinge"] + ["dataset.image_size=16", "dataset.shift_max_px=4"]
 
 
 @pytest.mark.parametrize("name", SMALL)

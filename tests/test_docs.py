@@ -21,11 +21,11 @@ import tifffile
 import torch
 import yaml
 from PIL import Image
-from tests.helpers import write_mnist
+from tests.helpers import write_mnist, write_particles
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = ("train", "evaluate", "encode", "decode", "report", "sweep")
+COMMANDS = ("train", "evaluate", "encode", "decode", "report", "sweep", "prepare")
 
 #: What is not run, by how the line begins, and why.
 NOT_RUN = {
@@ -40,6 +40,14 @@ NOT_RUN = {
     "python -m svae.train -m seed=1,2,3,4 hydra/launcher=joblib": "test_multirun has it",
     "python -m svae.train -m seed=1,2,3,4 hydra/launcher=submitit_local": "test_multirun has it",
     "python -m svae.train -m 'seed=range(1,1001)' hydra/launcher=slurm": "needs a cluster",
+    "python -m svae.train dataset=galaxy_zoo": "61,578 pictures; test_galaxy_zoo has some",
+    "python -m svae.train experiment=paper_galaxy_zoo": "test_galaxy_zoo has it",
+    "python -m svae.train experiment=paper_antibody": "test_published has it",
+    "python -m svae.train experiment=paper_codhacs": "test_published has it",
+    "python -m svae.train experiment=paper_integrin_5hdb": "test_published has it",
+    "python -m svae.train dataset=hinge dataset.closed=": "test_molecule has structures",
+    "python -m svae.train experiment=hinge": "test_hinge has it",
+    "python -m svae.train experiment=table1_": "test_hinge has two of the three",
     "torchrun --nnodes 4": "needs four machines; test_distributed has two processes on this one",
     "tensorboard --logdir outputs": "a server that does not end",
     "wandb login": "asks for a key",
@@ -61,6 +69,8 @@ TARGET_VAE = re.compile(r"target_vae|table2_\w+_p\d+")
 #: Added by data set.
 OF_DATA = {
     "images": (),
+    "particles": (),
+    "hinge": ("dataset.train_images=40", "dataset.val_images=10", "dataset.test_images=20"),
     "rot_digits": ("dataset.train_copies=1", "dataset.eval_copies=1"),
     "mnist": ("dataset.val_images=10",),
     "my_images": ("dataset.train_copies=1", "dataset.eval_copies=1"),
@@ -72,6 +82,7 @@ QUICK_OF = {
     "decode": ("manifold_side=2", "frames=2", "steps=3"),
     "report": (),
     "sweep": (),
+    "prepare": ("progress_bar=false", "dataset.size=12"),
 }
 
 OWN_DATA = """
@@ -144,7 +155,7 @@ def quick(line: Line, first: bool) -> list[str]:
     """The words of a line, and what makes it quick."""
     words = [re.sub(r"^([a-z_.]+=[^,\[]+,[^,]+),.*", r"\1", w) for w in line.overrides]
     words = [re.sub(r"n_trials=\d+", "n_trials=2", w) for w in words]
-    if first and not line.sweep and line.command != "report":
+    if first and not line.sweep and line.command not in ("report", "prepare"):
         words.append(f"hydra.run.dir=outputs/{line.command}/DATE")
     if line.command != "train":
         return [*words, *QUICK_OF[line.command]]
@@ -185,6 +196,7 @@ def folder(tmp_path, monkeypatch):
         tifffile.imwrite(tmp_path / f"micrographs/m{i}.tif", picture, photometric="rgb")
     tifffile.imwrite(tmp_path / "stack.tif", pixels(12, 32, 32, kind=np.uint16))
     write_mnist(tmp_path / "data")
+    write_particles(tmp_path)
     (tmp_path / "mylab.py").write_text(OWN_DATA)
     own = yaml.safe_load((ROOT / "conf/dataset/rot_digits.yaml").read_text())
     (tmp_path / "my_configs/dataset").mkdir(parents=True)

@@ -19,12 +19,16 @@ from svae.gallery import Gallery
 from svae.inferred import Inferred, infer_batch
 from svae.latents import Latents
 from svae.model import SpatialVAE
+from svae.particle_outputs import ParticleOutputs
 from svae.run import images_to_encode, load, resolve_hardware, resolve_seed
 from svae.tables import latent_columns, write_csv, write_npz
 
 __all__ = ["encode", "main"]
 
 log = logging.getLogger(__name__)
+
+#: The classes of particles, where nobody chooses their number.
+MANY = 10
 
 
 def encode(cfg: DictConfig) -> None:
@@ -38,10 +42,11 @@ def encode(cfg: DictConfig) -> None:
         model = load(cfg.run, cfg.checkpoint)
         model.to("cuda" if cfg.accelerator == "gpu" else "cpu")
         data, images = images_to_encode(cfg, given("dataset"))
+        gallery = Gallery(model, seed=cfg.seed)
+        outputs = particle_outputs(cfg, gallery, data)
     inferred, std, split = encode_all(model, data, images, cfg)
 
     folder = Path(cfg.output_dir)
-    gallery = Gallery(model, seed=cfg.seed)
     columns = latent_columns(
         inferred,
         list(model.priors),
@@ -52,6 +57,9 @@ def encode(cfg: DictConfig) -> None:
         # Other images than the run's own belong to none of its splits.
         split=None if split is None or cfg.dataset else [SPLITS[i] for i in split.tolist()],
     )
+    groups = outputs.groups(inferred.latents.z, cfg.seed) if outputs else None
+    if groups is not None:
+        columns["class"] = groups.classes.numpy() + 1
     with told_in_one_line():  # a full disk, for one
         write_csv(folder / "latents.csv", columns)
         write_npz(folder / "latents.npz", columns)
@@ -61,9 +69,41 @@ def encode(cfg: DictConfig) -> None:
         figure.savefig(folder / "figures" / "latents.png")
     if (pose := gallery.pose(inferred)) is not None:
         pose[1].savefig(folder / "figures" / f"{pose[0]}.png")
+    if outputs is not None:
+        with told_in_one_line():
+
+            def again() -> Iterator[Batch]:
+                return batches(images, cfg.batch_size, cfg.progress_bar)
+
+            outputs.write(folder, inferred, std, images, again, groups)
     mean = inferred.log_likelihood.double().mean()
     log.info("%d images encoded, mean log-likelihood %.4g nats", len(inferred), mean)
     log.info("latents: %s and latents.npz, figures beside them", folder / "latents.csv")
+    if groups is not None:
+        log.info("%d classes: %s", groups.num_classes, folder / "class_averages.mrcs")
+    if outputs is not None and outputs.particles is not None:
+        log.info("for RELION: %s", folder / "particles.star")
+
+
+def particle_outputs(
+    cfg: DictConfig, gallery: Gallery, data: ImageDataModule
+) -> ParticleOutputs | None:
+    """What is written of particles; None where the images are no particles and nobody asks."""
+    particles = getattr(data, "particles", None)
+    classes = cfg.classes
+    if classes is None:
+        classes = 0 if particles is None else MANY
+    if particles is None and not classes and not cfg.aligned:
+        return None
+    return ParticleOutputs(
+        gallery,
+        particles,
+        getattr(data, "pixel_size", None),
+        classes,
+        cfg.aligned,
+        cfg.frames,
+        cfg.averages_snr,
+    )
 
 
 @torch.no_grad()

@@ -3,21 +3,28 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-__all__ = ["natural", "write_atomic", "write_metrics"]
+__all__ = ["natural", "whole_file", "write_atomic", "write_metrics"]
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that an interruption leaves the old content or the new, never a half."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be written piece by piece, which has its name once all of it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with partial.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())  # a name must not point at what a power cut can still lose
         os.replace(partial, path)

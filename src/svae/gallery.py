@@ -10,6 +10,7 @@ from torch import Tensor
 
 from svae import figures
 from svae.checks import at_least
+from svae.ctf import CTF
 from svae.geometry import pixel_size, remove_pose, wrap_angle
 from svae.inferred import Inferred
 from svae.latents import Latents
@@ -62,9 +63,9 @@ class Gallery:
         """What figures show of images (..., C, H, W): their first channel, if not grey or RGB."""
         return images[..., self.shown, :, :].cpu()
 
-    def decode(self, latents: Latents) -> Tensor:
+    def decode(self, latents: Latents, ctf: CTF | None = None) -> Tensor:
         """The expected images, with shape (B, C, H, W) on the CPU."""
-        return self.model.decode(latents).cpu()
+        return self.model.decode(latents, ctf=ctf).cpu()
 
     def upright(self, z: Tensor) -> Tensor:
         """What is decoded from content (B, z_dim) without a pose."""
@@ -83,6 +84,7 @@ class Gallery:
         inferred: Inferred,
         everyone: Inferred,
         label_names: Sequence[str] | None = None,
+        ctf: CTF | None = None,
     ) -> Iterator[tuple[str, Figure]]:
         """What was inferred: `reconstructions`, `latents`, and what there is of the pose.
 
@@ -94,8 +96,9 @@ class Gallery:
             inferred: Of these images.
             everyone: Of as many images as the scatter plots are to show.
             label_names: The names of the labels.
+            ctf: Of the images, if they come with one.
         """
-        yield "reconstructions", self.reconstructions(images, inferred.latents)
+        yield "reconstructions", self.reconstructions(images, inferred.latents, ctf)
         if not everyone.latents.isfinite():
             return
         if self.model.z_dim and len(everyone) > 1:
@@ -170,16 +173,26 @@ class Gallery:
             shift.cpu() if "shift" in priors else None,
         )
 
-    def reconstructions(self, images: Tensor, latents: Latents) -> Figure:
-        """Inputs, reconstructions, and the same without their pose."""
+    def reconstructions(self, images: Tensor, latents: Latents, ctf: CTF | None = None) -> Figure:
+        """Inputs, reconstructions, and the same without their pose.
+
+        With a CTF, reconstructions are seen through it and objects without pose are not.
+        """
         scored = torch.zeros(self.model.image_shape[1:], dtype=torch.bool)
         scored.view(-1)[self.model.likelihood.scored_pixels.cpu()] = True
+        seen, upright = self.decode(latents, ctf), self.decode(latents.without_pose())
+        last = "pose removed"
+        if ctf is not None:
+            # The CTF takes most of the contrast, and the rows share one scale.
+            upright = upright * (seen.std() / upright.std().clamp(min=1e-12))
+            last = "object, scaled"
         return figures.reconstruction_figure(
             self.drawn(images),
-            self.drawn(self.decode(latents)),
-            self.drawn(self.decode(latents.without_pose())),
+            self.drawn(seen),
+            self.drawn(upright),
             *self.written_pose(latents),
             scored=scored,
+            rows=("input", "reconstruction", last),
         )
 
     def pose_removed(
@@ -203,11 +216,17 @@ class Gallery:
         )
         return figure, aligned, generated
 
-    def worst(self, images: Tensor, inferred: Inferred, names: Sequence[str]) -> Figure:
-        """Images that are reconstructed badly, the worst first."""
+    def worst(
+        self,
+        images: Tensor,
+        inferred: Inferred,
+        names: Sequence[str],
+        ctf: CTF | None = None,
+    ) -> Figure:
+        """Images that are reconstructed badly, the worst first; seen through their CTF, if any."""
         return figures.worst_figure(
             self.drawn(images),
-            self.drawn(self.decode(inferred.latents)),
+            self.drawn(self.decode(inferred.latents, ctf)),
             inferred.log_likelihood.cpu(),
             names,
         )

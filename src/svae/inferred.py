@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from svae.ctf import CTF
 from svae.latents import Latents
 from svae.model import SpatialVAE
 
 __all__ = ["Inferred", "infer_batch"]
 
-_TRUTH = ("label", "theta", "shift", "symmetry")
-_MORE = ("representation", "reference_theta", "centre")
+_TRUTH = ("label", "theta", "shift", "symmetry", "conformation")
+_MORE = ("representation", "reference_theta", "centre", "peak")
 _PREFIX = "inferred_"
 
 
@@ -31,11 +32,13 @@ class Inferred:
         shift: The true centre in grid units, with shape (B, 2).
         symmetry: The order of the object's rotational symmetry (1 none, 2 an ellipse, 4 a
             square), with shape (B,).
+        conformation: The true conformation from 0 to 1, with shape (B,).
         representation: Mean and standard deviation of z at the mode, with shape (B, 2 z_dim).
         reference_theta: The angle inferred from the same object upright and centred, in radians,
             with shape (B,).
         centre: The centre of mass of the decoded object in the image, in grid units, with shape
             (B, 2).
+        peak: The probability of the most probable pose among those of a lattice, with shape (B,).
     """
 
     index: Tensor
@@ -45,9 +48,11 @@ class Inferred:
     theta: Tensor | None = None
     shift: Tensor | None = None
     symmetry: Tensor | None = None
+    conformation: Tensor | None = None
     representation: Tensor | None = None
     reference_theta: Tensor | None = None
     centre: Tensor | None = None
+    peak: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -81,6 +86,7 @@ class Inferred:
         representation: Tensor | None = None,
         reference_theta: Tensor | None = None,
         centre: Tensor | None = None,
+        peak: Tensor | None = None,
     ) -> Inferred:
         """What a batch says of its images, with what was inferred from them."""
         truth = {name: batch[name] for name in _TRUTH if name in batch}
@@ -91,6 +97,7 @@ class Inferred:
             representation=representation,
             reference_theta=reference_theta,
             centre=centre,
+            peak=peak,
             **truth,
         )
 
@@ -122,21 +129,25 @@ def infer_batch(model: SpatialVAE, batch: Mapping[str, Tensor]) -> tuple[Inferre
 
     Arguments:
         model: The model.
-        batch: `image` (B, C, H, W), `index` (B,) and what else is known; on any device.
+        batch: `image` (B, C, H, W), `index` (B,) and what else is known, such as `ctf`; on any
+            device.
 
     Returns:
         The mode with the log-likelihood there, and the standard deviations; both on the CPU. The
         same objects upright, which a batch may have, are not looked at.
     """
-    image = batch["image"].to(model.grid)
-    q = model.infer(image)
+    image, ctf = batch["image"].to(model.grid), CTF.of(batch)
+    ctf = None if ctf is None else ctf.to(image.device)
+    q = model.infer(image, ctf=ctf)
     mode, std = q.mode(), q.uncertainty()
-    log_likelihood = model.log_likelihood(image, mode[None]).squeeze(0)
+    log_likelihood = model.log_likelihood(image, mode[None], ctf=ctf).squeeze(0)
+    log_weights = getattr(q, "log_weights", None)  # of a posterior that has a lattice
     found = Inferred.from_batch(
         batch,
         mode.map(Tensor.cpu),
         log_likelihood.cpu(),
         q.representation().cpu(),
         centre=model.centre(mode).cpu() if "shift" in model.priors else None,
+        peak=None if log_weights is None else log_weights.exp().amax(1).cpu(),
     )
     return found, std.map(Tensor.cpu)

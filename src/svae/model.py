@@ -9,6 +9,7 @@ References:
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from svae.agreement import most_agreed, poses_between
 from svae.checks import at_least, image_shape_of, positive
+from svae.ctf import CTF
 from svae.elbo import ELBO
 from svae.engine import log_likelihood_in_chunks
 from svae.geometry import (
@@ -28,7 +30,7 @@ from svae.geometry import (
     transform_image,
 )
 from svae.latents import Latents
-from svae.likelihoods import Likelihood
+from svae.likelihoods import AdditiveNoise, Likelihood
 from svae.noise import Noise
 from svae.pixels import Pixels, draw_pixels
 from svae.posteriors import Attention, Posterior, PosteriorHead
@@ -37,6 +39,8 @@ from svae.priors import Prior
 __all__ = ["SpatialVAE"]
 
 _PIXELS_AT_ONCE = 4_000_000
+
+_WITH_CTF = "where images come with a CTF (dataset.ctf=forward, or dataset.defocus_A)"
 
 #: The part of the pixels that tells poses apart that differ by a large part of a circle.
 _OF_CANDIDATES = 1 / 6
@@ -159,7 +163,29 @@ class SpatialVAE(nn.Module):
         self.encoder.compile(*args, **options)
         self.generator.compile(*args, **options)
 
-    def infer(self, image: Tensor, candidates: int | None = None) -> Posterior:
+    def check_ctf(self) -> None:
+        """Raise ValueError if the model cannot be trained on images that come with a CTF.
+
+        What is decoded is filtered as a whole, so that no pixel has a mean of its own, and noise
+        has to be added to the mean.
+        """
+        self._check_additive()
+        if self.pixels_per_image is not None:
+            raise ValueError(
+                f"model.pixels_per_image: expected null {_WITH_CTF}, which takes all pixels of an "
+                f"image, got {self.pixels_per_image}"
+            )
+
+    def _check_additive(self) -> None:
+        if not isinstance(self.likelihood, AdditiveNoise):
+            raise ValueError(
+                f"model/likelihood: expected gaussian or gaussian_per_pixel {_WITH_CTF}, got "
+                f"{type(self.likelihood).__name__}"
+            )
+
+    def infer(
+        self, image: Tensor, candidates: int | None = None, *, ctf: CTF | None = None
+    ) -> Posterior:
         """The approximate posterior of images with shape (B, C, H, W).
 
         With more than one candidate, every image is also encoded in other poses, these are removed
@@ -174,6 +200,7 @@ class SpatialVAE(nn.Module):
         Arguments:
             image: Images, with shape (B, C, H, W).
             candidates: The number of poses; by default the model's `pose_candidates`.
+            ctf: As in `log_likelihood`, for the bound of the candidates.
         """
         if image.shape[1:] != self.image_shape:
             raise ValueError(
@@ -190,9 +217,10 @@ class SpatialVAE(nn.Module):
             # The same pixels of an image whichever batch it comes in.
             noise = Noise(0, "candidates", turns.new_zeros(len(image), dtype=torch.long))
             count = int(len(self.likelihood.scored_pixels) * _OF_CANDIDATES)
-            pixels = self._some_pixels(image, noise, max(count, _FEWEST_OF_CANDIDATES), 0.5)
+            few = None if ctf is not None else max(count, _FEWEST_OF_CANDIDATES)
+            pixels = self._some_pixels(image, noise, few, 0.5)
             scores = [
-                self._bound_at_mode(image, turn.expand(len(image)), pixels) for turn in turns
+                self._bound_at_mode(image, turn.expand(len(image)), pixels, ctf) for turn in turns
             ]
         return self._infer_turned(image, turns[torch.stack(scores).argmax(0)])
 
@@ -238,11 +266,17 @@ class SpatialVAE(nn.Module):
             return None
         return draw_pixels(image, noise, scored, count, focus)
 
-    def _bound_at_mode(self, image: Tensor, turn: Tensor, pixels: Pixels | None = None) -> Tensor:
+    def _bound_at_mode(
+        self,
+        image: Tensor,
+        turn: Tensor,
+        pixels: Pixels | None = None,
+        ctf: CTF | None = None,
+    ) -> Tensor:
         """Log-likelihood at the posterior's mode less the divergences, with shape (B,)."""
         q = self._infer_turned(image, turn)
         kl = torch.stack(list(q.kl(self.priors).values())).sum(0)
-        return self.log_likelihood(image, q.mode()[None], pixels).squeeze(0) - kl
+        return self._score(ctf)(image, q.mode()[None], pixels).squeeze(0) - kl
 
     def elbo(
         self,
@@ -253,6 +287,7 @@ class SpatialVAE(nn.Module):
         samples: int = 1,
         pixels: int | None = None,
         hold_z: bool = False,
+        ctf: CTF | None = None,
     ) -> ELBO:
         """The bound of every image, estimated from posterior samples (spatial-VAE eq. 4).
 
@@ -264,13 +299,14 @@ class SpatialVAE(nn.Module):
             pixels: How many pixels per image are scored; the rest is estimated from them, without
                 bias. All by default.
             hold_z: Whether the generator sees z = 0 (section 4.3).
+            ctf: As in `log_likelihood`.
         """
-        q = self.infer(image) if q is None else q
+        q = self.infer(image, ctf=ctf) if q is None else q
         latents, weights = q.rsample(samples, noise)
         if hold_z:
             latents = latents.without_content()
         subset = self._some_pixels(image, noise, pixels, self.pixel_focus)
-        log_likelihood = self.log_likelihood(image, latents, subset, weights)
+        log_likelihood = self._score(ctf)(image, latents, subset, weights)
         kl = q.kl(self.priors)
         return ELBO(
             log_likelihood=(weights * log_likelihood).sum(0),
@@ -279,7 +315,9 @@ class SpatialVAE(nn.Module):
             is_bound=q.gives_bound,
         )
 
-    def training_elbo(self, image: Tensor, noise: Noise, epoch: int) -> ELBO:
+    def training_elbo(
+        self, image: Tensor, noise: Noise, epoch: int, *, ctf: CTF | None = None
+    ) -> ELBO:
         """`elbo` with the model's training aids, in the given epoch.
 
         With `augment_rotation` the encoder sees each image turned by a random angle, which is then
@@ -297,6 +335,7 @@ class SpatialVAE(nn.Module):
             q=q,
             pixels=self.pixels_per_image,
             hold_z=epoch < self.z_delay_epochs,
+            ctf=ctf,
         )
 
     def log_likelihood(
@@ -305,6 +344,8 @@ class SpatialVAE(nn.Module):
         latents: Latents,
         pixels: Pixels | None = None,
         weights: Tensor | None = None,
+        *,
+        ctf: CTF | None = None,
     ) -> Tensor:
         """Log-likelihood of every image given latents, in nats (spatial-VAE eq. 2).
 
@@ -314,24 +355,37 @@ class SpatialVAE(nn.Module):
             pixels: The pixels of each image to score; all by default.
             weights: With shape (S, B), the weights that the results will have in what is
                 differentiated, where they are known: gradients then take no second pass.
+            ctf: What the microscope made of the images, if that is known. The mean is decoded at
+                all pixels and filtered by it; the noise is not. Without `pixels`.
 
         Returns:
             The log-likelihoods, with shape (S, B).
         """
+        if ctf is not None:
+            self._check_additive()
+            if pixels is not None:
+                raise ValueError("pixels: expected None with a CTF, which takes all of them")
         count, batch = latents.theta.shape
-        target = rearrange(image, "b c h w -> b (h w) c")
+        target = self._flat(image)
         scored = self.likelihood.scored_pixels
         of = torch.arange(batch, device=image.device).repeat(count)  # the image of each row
+        whole = ctf is not None or not self.generator.coordinate_based
 
         def score(part: Latents, rows: slice, columns: slice) -> Tensor:
             """What the pixels `columns` of the images `rows` add, with shape (b,)."""
             images = of[rows]
             places = scored[columns] if pixels is None else pixels.places[images, columns]
-            coords = to_object_frame(self.grid[places], part.theta, part.shift)  # (b, n, 2)
+            grid = self.grid if whole else self.grid[places]
+            coords = to_object_frame(grid, part.theta, part.shift)  # (b, n, 2)
             params = self.generator(coords, part.z)
-            if not self.generator.coordinate_based:
-                params = params[:, scored]
-            log_prob = self.likelihood.log_prob(params, target[images.unsqueeze(1), places])
+            known = target[images.unsqueeze(1), places]
+            if isinstance(self.likelihood, AdditiveNoise):
+                mean = self._mean(params, coords, None if ctf is None else ctf[images])
+                if whole:
+                    params, mean = params[:, scored], mean[:, scored]
+                log_prob = self.likelihood.log_prob(params, known, mean)
+            else:
+                log_prob = self.likelihood.log_prob(params[:, scored] if whole else params, known)
             if pixels is not None:
                 log_prob = log_prob * pixels.weight[images, columns]
             return log_prob.sum(-1)
@@ -341,51 +395,103 @@ class SpatialVAE(nn.Module):
         at_once = None if decide is None else decide(image.device)
         if at_once is None:
             return score(flat, slice(None), slice(None)).unflatten(0, (count, batch))
+        length = len(scored) if pixels is None else pixels.places.shape[-1]
+        if ctf is not None:
+            # Whole images, of which the generator keeps no more than what it decodes.
+            length = len(self.grid)
+            at_once = max(at_once, length)
         parameters = [*self.generator.parameters(), *self.likelihood.parameters()]
         value = log_likelihood_in_chunks(
             score,
             flat,
             parameters,
-            pixels=len(scored) if pixels is None else pixels.places.shape[-1],
+            pixels=length,
             at_once=at_once,
             weights=None if weights is None else weights.flatten(),
         )
         return value.unflatten(0, (count, batch))
 
+    def _score(self, ctf: CTF | None) -> Callable[..., Tensor]:
+        """`log_likelihood` of images that were seen through a CTF, if through one."""
+        return self.log_likelihood if ctf is None else partial(self.log_likelihood, ctf=ctf)
+
+    def _mean(self, params: Tensor, coords: Tensor, ctf: CTF | None = None) -> Tensor:
+        """The expected pixels (B, N, C), from parameters (B, N, K) at object-frame coordinates.
+
+        With a CTF, N are all pixels of an image.
+        """
+        if not isinstance(self.likelihood, AdditiveNoise):
+            return self.likelihood.mean(params)
+        mean = self.likelihood.mean(params, coords)
+        if ctf is None:
+            return mean
+        return self._flat(ctf.filtered(self._images(mean), self.likelihood.ctf_padding))
+
+    def _images(self, pixels: Tensor) -> Tensor:
+        return rearrange(pixels, "b (h w) c -> b c h w", h=self.image_shape[1])
+
+    @staticmethod
+    def _flat(images: Tensor) -> Tensor:
+        return rearrange(images, "b c h w -> b (h w) c")
+
     def importance_log_weights(
-        self, image: Tensor, noise: Noise, samples: int, q: Posterior | None = None
+        self,
+        image: Tensor,
+        noise: Noise,
+        samples: int,
+        q: Posterior | None = None,
+        *,
+        ctf: CTF | None = None,
     ) -> Tensor:
         """log p(y, latents) - log q(latents | y) of posterior samples, with shape (samples, B).
 
         A few samples at a time, so that many of them need no more memory. Arguments as in `elbo`.
         """
-        q = self.infer(image) if q is None else q
+        q = self.infer(image, ctf=ctf) if q is None else q
         latents, _ = q.rsample(samples, noise)
         group = max(1, _PIXELS_AT_ONCE // (len(image) * len(self.likelihood.scored_pixels)))
         log_likelihood = torch.cat(
             [
-                self.log_likelihood(image, latents[start : start + group])
+                self._score(ctf)(image, latents[start : start + group])
                 for start in range(0, samples, group)
             ]
         )
         return log_likelihood + q.log_prior(latents, self.priors) - q.log_prob(latents)
 
     @torch.no_grad()
-    def encode(self, image: Tensor, batch_size: int = 500) -> Latents:
+    def encode(self, image: Tensor, batch_size: int = 500, *, ctf: CTF | None = None) -> Latents:
         """The posterior mode of images with shape (B, C, H, W); see `infer` for more."""
-        return Latents.cat([self.infer(part).mode() for part in self._batches(image, batch_size)])
+        rows = torch.arange(len(image)).split(batch_size)
+        parts = zip(self._batches(image, batch_size), rows, strict=True)
+        return Latents.cat(
+            [self.infer(part, ctf=self._own(ctf, own)).mode() for part, own in parts]
+        )
 
     @torch.no_grad()
-    def decode(self, latents: Latents, batch_size: int = 500) -> Tensor:
-        """The expected images, with shape (B, C, H, W), of latents with shape (B, ...)."""
-        height, width = self.image_shape[1:]
+    def decode(self, latents: Latents, batch_size: int = 500, *, ctf: CTF | None = None) -> Tensor:
+        """The expected images of latents, on the model's device.
+
+        Arguments:
+            latents: Latents, with shape (B, ...).
+            batch_size: How many are decoded at once.
+            ctf: What a microscope makes of them; by default nothing, so that the object is seen
+                as it is.
+
+        Returns:
+            The images, with shape (B, C, H, W).
+        """
+        if ctf is not None:
+            self._check_additive()
         images = []
-        for start in range(0, len(latents), batch_size):
-            part = latents[start : start + batch_size].map(lambda value: value.to(self.grid))
+        for rows in torch.arange(len(latents)).split(batch_size):
+            part = latents[rows].map(lambda value: value.to(self.grid))
             coords = to_object_frame(self.grid, part.theta, part.shift)
-            mean = self.likelihood.mean(self.generator(coords, part.z))
-            images.append(rearrange(mean, "b (h w) c -> b c h w", h=height, w=width))
+            params = self.generator(coords, part.z)
+            images.append(self._images(self._mean(params, coords, self._own(ctf, rows))))
         return torch.cat(images)
+
+    def _own(self, ctf: CTF | None, rows: Tensor) -> CTF | None:
+        return None if ctf is None else ctf[rows].to(self.grid.device)
 
     @torch.no_grad()
     def centre(self, latents: Latents) -> Tensor:

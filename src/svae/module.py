@@ -13,12 +13,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from svae.checks import at_least
+from svae.ctf import CTF
 from svae.datasets.base import Batch
 from svae.elbo import ELBO
 from svae.finite import FiniteCheck, NotFinite, Suspect
 from svae.geometry import pixel_size
 from svae.inferred import Inferred
-from svae.metrics import MeanPerImage, PerImage, cluster, clustering_metrics, pose_metrics
+from svae.metrics import (
+    MeanPerImage,
+    PerImage,
+    cluster,
+    clustering_metrics,
+    conformation_metrics,
+    pose_metrics,
+)
 from svae.metrics.bounds import importance_weighted_bound
 from svae.metrics.clustering import FEWEST_IMAGES
 from svae.model import SpatialVAE
@@ -106,7 +114,9 @@ class VAEModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         noise = Noise(self.seed, self.global_step, batch["index"])
-        elbo = self.model.training_elbo(batch["image"], noise, self.current_epoch)
+        elbo = self.model.training_elbo(
+            batch["image"], noise, self.current_epoch, ctf=CTF.of(batch)
+        )
         objective = elbo.objective(self.model.beta)
         self._update("train", elbo, objective=objective)
         self._finite.add_loss(batch["index"], objective)
@@ -123,7 +133,7 @@ class VAEModule(pl.LightningModule):
         return -objective.sum() * (self.trainer.world_size / total)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        q = self.model.infer(batch["image"])
+        q = self.model.infer(batch["image"], ctf=CTF.of(batch))
         elbo = self._bound("val", batch, q)
         self._update("val", elbo)
         self._collect(batch, q, elbo)
@@ -133,19 +143,20 @@ class VAEModule(pl.LightningModule):
         self._gather()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        q = self.model.infer(batch["image"])
+        q = self.model.infer(batch["image"], ctf=CTF.of(batch))
         more = {}
         if self.iwae_samples:
             noise = Noise(self.seed, "iwae", batch["index"])
             log_weights = self.model.importance_log_weights(
-                batch["image"], noise, self.iwae_samples, q
+                batch["image"], noise, self.iwae_samples, q, ctf=CTF.of(batch)
             )
             more["iwae_bound"] = importance_weighted_bound(log_weights)
         elbo = self._bound("test", batch, q)
         self._update("test", elbo, **more)
         reference = None
         if "untransformed" in batch and "theta" in self.model.priors:
-            reference = self.model.infer(batch["untransformed"]).mode().theta
+            upright = self.model.infer(batch["untransformed"], ctf=CTF.of(batch))
+            reference = upright.mode().theta
         centre = self.model.centre(q.mode()) if "shift" in self.model.priors else None
         self._collect(batch, q, elbo, reference, centre)
 
@@ -167,6 +178,8 @@ class VAEModule(pl.LightningModule):
             known.reference_theta,
             known.centre,
         )
+        if known.conformation is not None and model.z_dim:
+            metrics |= conformation_metrics(latents.z, known.conformation, known.theta)
         # A test cut short may leave fewer images than clusters; that must not cost the rest.
         wanted = self.num_labels or 0
         enough = len(known) >= max(wanted, FEWEST_IMAGES)
@@ -245,12 +258,16 @@ class VAEModule(pl.LightningModule):
         if sorted(index.tolist()) != batch or step != self.global_step:
             return batch
         trained = [p for p in self.model.parameters() if p.requires_grad]
+        ctf = CTF.of(self._newest)
         found = []
         with torch.enable_grad(), self.trainer.precision_plugin.forward_context():
             for one in index.split(1):
-                image = self._newest["image"][index == one]
+                row = index == one
                 elbo = self.model.training_elbo(
-                    image, Noise(self.seed, step, one), self.current_epoch
+                    self._newest["image"][row],
+                    Noise(self.seed, step, one),
+                    self.current_epoch,
+                    ctf=None if ctf is None else ctf[row],
                 )
                 objective = elbo.objective(self.model.beta).sum()
                 gradients = torch.autograd.grad(objective, trained, allow_unused=True)
@@ -312,7 +329,14 @@ class VAEModule(pl.LightningModule):
         # The same noise at every evaluation, so that epochs and runs compare.
         noise = Noise(self.seed, split, batch["index"])
         held = split == "val" and self.current_epoch < self.model.z_delay_epochs
-        return self.model.elbo(batch["image"], noise, q=q, samples=self.elbo_samples, hold_z=held)
+        return self.model.elbo(
+            batch["image"],
+            noise,
+            q=q,
+            samples=self.elbo_samples,
+            hold_z=held,
+            ctf=CTF.of(batch),
+        )
 
     def _update(self, split: str, elbo: ELBO, **more: Tensor) -> None:
         values = dict(more)

@@ -40,7 +40,7 @@ __all__ = [
 DECIDING = ("dataset", "model", "prior", "optimizer", "scheduler", "max_gradient_spike")
 
 #: Settings that do not change what a run computes.
-NO_MATTER = ("dataset.data_dir", "dataset.eval_batch_size")
+NO_MATTER = ("dataset.data_dir", "dataset.eval_batch_size", "dataset.workers")
 
 
 def read_config(run: str | Path) -> DictConfig:
@@ -148,7 +148,7 @@ def images_to_encode(cfg: DictConfig, given: set[str]) -> tuple[ImageDataModule,
         if own.get("_target_") == node._target_:
             kept = set(getattr(trusted_target(node._target_, "dataset"), "reading", ())) - given
             if "normalize" in given:
-                kept -= {"offset", "scale"}
+                kept -= {"offset", "scale", "mean", "std"}
             own |= {name: node[name] for name in kept if name in node}
         node = OmegaConf.create(own)
     data: ImageDataModule = instantiate(node, "dataset")
@@ -168,8 +168,9 @@ def _remedy(dataset: DictConfig, shape: tuple[int, ...], wanted: tuple[int, ...]
     settings = []
     if "color" in dataset and shape[0] != wanted[0]:
         settings.append(f"dataset.color={'grey' if wanted[0] == 1 else 'rgb'}")
-    if "resize" in dataset and shape[1:] != wanted[1:] and wanted[1] == wanted[2]:
-        settings.append(f"dataset.resize={wanted[1]}")
+    if shape[1:] != wanted[1:] and wanted[1] == wanted[2]:
+        names = [name for name in ("resize", "size") if name in dataset]
+        settings += [f"dataset.{name}={wanted[1]}" for name in names]
     return f"; {' '.join(settings)} may help" if settings else ""
 
 
@@ -216,8 +217,11 @@ def resolve_hardware(trainer: DictConfig, remedy: str = "trainer=cpu") -> None:
 
 def build_module(config: DictConfig, datamodule: ImageDataModule) -> VAEModule:
     """The Lightning module that a config describes, with the model freshly initialised."""
+    model: SpatialVAE = instantiate(config.model, "model")
+    if "ctf" in datamodule.splits["train"]:
+        model.check_ctf()
     return VAEModule(
-        model=instantiate(config.model, "model"),
+        model=model,
         optimizer=instantiate(config.optimizer, "optimizer"),
         scheduler=instantiate(config.scheduler, "scheduler"),
         seed=config.seed,

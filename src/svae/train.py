@@ -270,7 +270,7 @@ def completed(cfg: DictConfig) -> ImageDataModule:
     with open_dict(cfg):
         cfg.dataset.update(data.found())
         cfg.model.image_shape = list(data.image_shape)
-        resolve_likelihood(cfg.model, [split["image"] for split in data.splits.values()])
+        resolve_likelihood(cfg.model, data.sample())
         resolve_hardware(cfg.trainer)
         cfg.environment = environment()
     return data
@@ -290,8 +290,8 @@ def prepare(
     module = build_module(cfg, data)
     if cfg.compile:
         module.model.compile()
-    for split in data.splits.values():
-        module.model.likelihood.check(split["image"])
+    for images in data.sample():
+        module.model.likelihood.check(images)
     check_optimisation(module, cfg.trainer)
     if own is not None:
         log.info("going on with %s", own)
@@ -322,7 +322,7 @@ def prepare(
         logger=loggers or False,
         plugins=[AtomicCheckpointIO(), distributed.environment()],
     )
-    images = min(cfg.dataset.batch_size, len(data.splits["train"]["index"]))
+    images = min(cfg.dataset.batch_size, len(data.sources["train"]))
     check_memory(module, cfg.trainer, images / trainer.world_size)
     save_config(cfg)
     save_status(cfg, Status("running"))

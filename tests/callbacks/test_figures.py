@@ -42,9 +42,9 @@ def train(folder, *overrides):
     seen = {"worst": [], "curves": []}
     worst, curves = Gallery.worst, svae.callbacks.figures.curves_figure
 
-    def watched_worst(self, images, inferred, names):
+    def watched_worst(self, images, inferred, names, ctf=None):
         seen["worst"].append((images, inferred, names))
-        return worst(self, images, inferred, names)
+        return worst(self, images, inferred, names, ctf)
 
     def watched_curves(rows):
         seen["curves"].append([int(row["epoch"]) for row in rows])

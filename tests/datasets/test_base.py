@@ -1,10 +1,13 @@
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from svae.datasets import RotDigits, base
-from svae.datasets.base import EpochBatches
+from svae.datasets import ImageDataModule, RotDigits, base
+from svae.datasets.base import EpochBatches, InMemory, read_ahead
+from svae.errors import UserError
 
 
 @pytest.mark.parametrize(("rows", "batch_size"), [(10, 3), (100, 100), (101, 100), (7, 50)])
@@ -88,3 +91,130 @@ def test_images_that_fit_are_served_where_they_are_needed(monkeypatch):
     everything = sum(len(t) for split in data.splits.values() for t in split.values())
     assert asked == [(everything, elsewhere)]
     assert data.splits["train"]["image"].device.type == "cpu"
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_what_is_read_ahead_comes_in_order(threads):
+    def read(number):
+        time.sleep(0.002 * (number % 3))  # a later one may be there before an earlier one
+        return number, threading.current_thread() is threading.main_thread()
+
+    found = list(read_ahead(read, range(20), threads))
+    assert found == [(number, threads == 0) for number in range(20)]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_no_more_is_read_than_one_part_for_each_thread(threads):
+    read = []
+    reading = read_ahead(lambda part: read.append(part) or part, iter(range(100)), threads)
+    for taken in range(1, 4):
+        next(reading)
+        time.sleep(0.02)
+        assert taken <= len(read) <= taken + threads
+    before = threading.active_count()
+    reading.close()
+    assert threading.active_count() == before - threads
+    assert len(read) <= 3 + threads
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_what_cannot_be_read_is_told_when_it_is_its_turn(threads):
+    def read(number):
+        if number == 3:
+            raise OSError("gone")
+        return number
+
+    reading = read_ahead(read, range(10), threads)
+    assert [next(reading) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(OSError, match="gone"):
+        next(reading)
+
+
+class OnDisk:
+    """Images that are made when they are asked for."""
+
+    def __init__(self, index):
+        self.tensors = {"index": index}
+        self.read = 0
+
+    def __len__(self):
+        return len(self.tensors["index"])
+
+    def __getitem__(self, rows):
+        index = self.tensors["index"][rows]
+        self.read += len(index)
+        if (index == 77).any():
+            raise OSError("77 is gone")
+        return {"image": index[:, None, None, None].expand(-1, 1, 4, 4).float(), "index": index}
+
+
+class Numbers(ImageDataModule):
+    """A training split on disk, and the others in memory."""
+
+    def __init__(self, rows, workers):
+        super().__init__(batch_size=4, workers=workers)
+        self.rows = rows
+
+    def read(self):
+        index = torch.arange(1000, 1003)
+        held = {"image": torch.zeros(3, 1, 4, 4), "index": index}
+        return {"train": OnDisk(self.rows), "val": held, "test": held}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_split_need_not_be_in_memory(workers):
+    data = Numbers(torch.arange(10), workers)
+    data.setup()
+    assert data.image_shape == (1, 4, 4)
+    assert set(data.splits["train"]) == {"index"}
+    assert set(data.splits["val"]) == {"index", "image"}
+    batches = list(data.train_dataloader())
+    expected = list(EpochBatches(10, 4, shuffle=True, seed=1))
+    assert [b["index"].tolist() for b in batches] == [rows.tolist() for rows in expected]
+    for batch in batches:
+        assert torch.equal(batch["image"][:, 0, 0, 0], batch["index"].float())
+    assert isinstance(data.train_dataloader().source, OnDisk)
+    assert isinstance(data.val_dataloader().source, InMemory)
+
+
+def test_a_sample_stands_for_images_that_are_not_in_memory(monkeypatch):
+    monkeypatch.setattr(base, "_SAMPLE_IMAGES", 50)
+    data = Numbers(torch.arange(100, 300), 0)
+    data.setup()
+    sample, *others = data.sample()
+    numbers = sample[:, 0, 0, 0].tolist()
+    assert len(set(numbers)) == 50
+    assert max(numbers) - min(numbers) > 100
+    assert others[0] is data.splits["val"]["image"]
+    monkeypatch.setattr(base, "_SAMPLE_NUMBERS", 16 * 3)
+    assert len(data.sample()[0]) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_is_gone_ends_the_training_in_one_line(workers):
+    data = Numbers(torch.arange(70, 80), workers)
+    data.setup()
+    with pytest.raises(UserError, match=r"^77 is gone$"):
+        list(data.train_dataloader())
+
+
+def test_batches_read_ahead_are_not_taken_for_received():
+    data = Numbers(torch.arange(40), 2)
+    data.setup()
+    loader = data.train_dataloader()
+    whole = [batch["index"].tolist() for batch in loader]
+    batches = iter(loader)
+    for _ in range(3):
+        next(batches)
+    batches.close()
+    epochs = SimpleNamespace(processed=0, started=1)
+    data.trainer = SimpleNamespace(
+        fit_loop=SimpleNamespace(epoch_progress=SimpleNamespace(current=epochs))
+    )
+    state = data.state_dict()
+    assert state == {"served": 3}
+    data.trainer = None
+    again = Numbers(torch.arange(40), 2)
+    again.setup()
+    again.load_state_dict(state)
+    assert [batch["index"].tolist() for batch in again.train_dataloader()] == whole[3:]

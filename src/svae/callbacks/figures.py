@@ -14,14 +14,17 @@ from torch import Tensor
 
 from svae.callbacks.metrics_csv import MetricsCSV
 from svae.checks import at_least
+from svae.ctf import CTF
 from svae.datasets import ImageDataModule
+from svae.datasets.base import Batch, ImageSource
 from svae.errors import one_line
 from svae.figures import curves_figure
 from svae.files import write_atomic
 from svae.gallery import Gallery, couples, spread
-from svae.inferred import infer_batch
+from svae.inferred import Inferred, infer_batch
 from svae.loggers import Dashboard
 from svae.module import VAEModule
+from svae.particle_outputs import ParticleOutputs
 from svae.tables import latent_columns
 
 __all__ = ["Figures"]
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # Rows of a dashboard's latent table: more make its page slow.
 TABLE_ROWS = 2000
+# Particles that averages are of, and how many are read at once.
+AVERAGED, AT_ONCE = 5000, 250
 
 
 class Figures(Callback):
@@ -39,7 +44,8 @@ class Figures(Callback):
     `pose_histogram`), `found_pose` and `attention` of the validation split, as far as the model
     has what they show, and `curves`; at the end the same of the test split (of the validation
     split where nothing is tested), with `worst`, `samples`, `interpolations` and `rotations`, and
-    with `aligned` and `confusion` where there are clusters to compare with labels.
+    with `aligned` and `confusion` where there are clusters to compare with labels, and of
+    particles `class_averages`, `slices` and `particles`.
 
     Arguments:
         folder: Where the figures go.
@@ -109,25 +115,31 @@ class Figures(Callback):
         """The figures of a model, by name."""
         model = module.model
         gallery = Gallery(model, self.examples, self.side, seed=module.seed)
-        batch = data.splits[split]
-        shown = spread(batch["index"].argsort(), self.examples)
-        few = {name: tensor[shown] for name, tensor in batch.items()}
+        source, known = data.sources[split], data.splits[split]
+        few = source[spread(known["index"].argsort(), self.examples)]
         # Anew, because what was collected may be of the epoch before an interruption.
         inferred, _ = infer_batch(model, few)
         everyone = inferred if module.inferred is None else module.inferred
         yield from gallery.of_content()
-        yield from gallery.of_images(few["image"], inferred, everyone, data.label_names)
+        yield from gallery.of_images(
+            few["image"], inferred, everyone, data.label_names, CTF.of(few)
+        )
         if not complete or not inferred.latents.isfinite():
             return
         index = everyone.index[everyone.log_likelihood.argsort()[: self.examples]].cpu()
-        worst = {name: tensor[rows_of(batch, index)] for name, tensor in batch.items()}
+        worst = source[rows_of(known, index)]
         names = data.file_names
         called = [str(i) if names is None else names[i] for i in index.tolist()]
-        yield "worst", gallery.worst(worst["image"], infer_batch(model, worst)[0], called)
+        yield (
+            "worst",
+            gallery.worst(worst["image"], infer_batch(model, worst)[0], called, CTF.of(worst)),
+        )
         if module.clusters is not None:
             found = everyone, module.clusters[""], data.label_names
-            yield "aligned", gallery.aligned(lambda i: batch["image"][rows_of(batch, i)], *found)
+            yield "aligned", gallery.aligned(lambda i: source[rows_of(known, i)]["image"], *found)
             yield "confusion", gallery.confusion(*found)
+        if getattr(data, "particles", None) is not None:
+            yield from averages(gallery, everyone, source, known, module.seed)
         if not model.z_dim:
             return
         yield "samples", gallery.samples(few["image"])[0]
@@ -167,13 +179,38 @@ class Figures(Callback):
             file_names=data.file_names,
             label_names=data.label_names,
         )
-        batch = data.splits[split]
-        images = gallery.drawn(batch["image"][rows_of(batch, inferred.index.cpu())])
+        rows = rows_of(data.splits[split], inferred.index.cpu())
+        images = gallery.drawn(data.sources[split][rows]["image"])
         low, high = images.min(), images.max()
         if low < 0 or high > 1:
             images = (images - low) / (high - low)
         for dashboard in dashboards:
             dashboard.log_latents(columns, images)
+
+
+def averages(
+    gallery: Gallery, inferred: Inferred, source: ImageSource, known: Batch, seed: int
+) -> Iterator[tuple[str, Figure]]:
+    """Averages of particles by their content, of as many as take no long time to be read.
+
+    Arguments:
+        gallery: Of the model.
+        inferred: Of particles of a split.
+        source: The images of the split.
+        known: What is known of them.
+        seed: Of the search for classes.
+    """
+    channels, height, width = gallery.model.image_shape
+    if channels != 1 or height != width:
+        return
+    outputs = ParticleOutputs(gallery, None, None)
+    some = inferred[spread(torch.arange(len(inferred)), AVERAGED)]
+    rows = rows_of(known, some.index.cpu())
+    if (groups := outputs.groups(some.latents.z, seed)) is None:
+        return
+    means = outputs.means((source[part] for part in rows.split(AT_ONCE)), some, groups)
+    shown = spread(torch.arange(len(rows)), 12)
+    yield from outputs.drawn(groups, means, some, source[rows[shown]]["image"], shown)
 
 
 def rows_of(batch: dict[str, Tensor], index: Tensor) -> Tensor:

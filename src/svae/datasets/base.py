@@ -1,8 +1,11 @@
-"""The base of every data set: splits in memory, served in whole batches."""
+"""The base of every data set: splits in memory or on disk, served in whole batches."""
 
+import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -10,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from svae.checks import at_least
+from svae.errors import UserError, one_line
 
 __all__ = [
     "SPLITS",
@@ -18,6 +22,8 @@ __all__ = [
     "ImageDataModule",
     "ImageSource",
     "InMemory",
+    "Loader",
+    "read_ahead",
     "split_rows",
 ]
 
@@ -29,11 +35,19 @@ SPLITS = ("train", "val", "test")
 #: Of the free memory of a GPU, what the images may take; the rest is for the training.
 _PART_FOR_DATA = 0.25
 
+#: Of a split that is not in memory, how many images stand for all, and how many numbers they
+#: hold at most.
+_SAMPLE_IMAGES, _SAMPLE_NUMBERS = 1000, 2**23
+
+T = TypeVar("T")
+Part = TypeVar("Part")
+
 
 class ImageSource(Protocol):
     """Images in the order of their index; an item is the batch of the given rows."""
 
-    #: What is known of all images without reading them: `index` (N,), `split` (N,), ...
+    #: What is known of all images without reading them: `index` (N,), `split` (N,), ...; of
+    #: images in memory everything.
     tensors: Batch
 
     def __len__(self) -> int: ...
@@ -151,6 +165,65 @@ class EpochBatches(Sampler[Tensor]):
             yield rows[self.rank :: self.world_size]
 
 
+def read_ahead(read: Callable[[Part], T], parts: Iterable[Part], threads: int) -> Iterator[T]:
+    """What is read of each part, in their order; the next ones are read while one is in use.
+
+    Threads and not processes: reading and preparing images lets other threads run, nothing is
+    copied or held twice, and an error comes as it is.
+
+    Arguments:
+        read: Reads a part; called by several threads at once.
+        parts: What is to be read; at most one part more than there are threads is ahead.
+        threads: How many read; 0 for whoever asks.
+    """
+    if not threads:
+        yield from map(read, parts)
+        return
+    with ThreadPoolExecutor(threads, "reading") as pool:
+        ahead: deque[Future[T]] = deque()
+        try:
+            for part in parts:
+                ahead.append(pool.submit(read, part))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+class Loader(DataLoader[Batch]):
+    """The batches of a split.
+
+    Arguments:
+        source: The split.
+        sampler: The rows of each batch.
+        workers: How many threads read ahead; 0 for none.
+    """
+
+    sampler: EpochBatches
+
+    def __init__(self, source: ImageSource, sampler: EpochBatches, workers: int = 0) -> None:
+        # A sampler that yields whole batches of rows: nothing goes image by image through Python.
+        super().__init__(source, batch_size=None, sampler=sampler)  # type: ignore[arg-type]
+        self.source, self.workers = source, workers
+        #: How many batches of the epoch were received: the sampler is ahead of it.
+        self.served = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.served = self.sampler.skipped
+        for batch in read_ahead(self._read, self.sampler, self.workers):
+            self.served += 1
+            yield batch
+
+    def _read(self, rows: Tensor) -> Batch:
+        try:
+            return self.source[rows]
+        except (ValueError, OSError) as error:  # a file that was whole when training began
+            raise UserError(one_line(error)) from error
+
+
 def fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
     """Whether a device is a GPU that tensors take little of: a quarter of its free memory."""
     if device.type != "cuda":
@@ -160,12 +233,14 @@ def fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Images in memory. A data set is a subclass that says how they are read.
+    """Images of three splits. A data set is a subclass that says how they are read.
 
     Arguments:
         batch_size: Images per training step, over all processes together.
         eval_batch_size: The same in validation and test; no result depends on it.
         seed: The seed of the splits, of whatever is generated, and of the order of training.
+        workers: How many threads read the next batches of images that are not in memory, while
+            one is trained on; 0 for none. No result depends on it.
     """
 
     #: How many labels there are, where the data set knows labels.
@@ -178,21 +253,30 @@ class ImageDataModule(pl.LightningDataModule):
     #: The file that each image came from, by the image's index, where it came from one.
     file_names: list[str] | None = None
 
-    def __init__(self, batch_size: int = 100, eval_batch_size: int = 500, seed: int = 1) -> None:
+    def __init__(
+        self,
+        batch_size: int = 100,
+        eval_batch_size: int = 500,
+        seed: int = 1,
+        workers: int = 0,
+    ) -> None:
         super().__init__()
         self.batch_size = at_least("batch_size", batch_size, 1)
         self.eval_batch_size = at_least("eval_batch_size", eval_batch_size, 1)
         self.seed = seed
-        self.splits: dict[str, Batch] = {}
-        self._training: EpochBatches | None = None
+        self.workers = at_least("workers", workers, 0)
+        #: The images of each split, after `setup`.
+        self.sources: dict[str, ImageSource] = {}
+        self._training: Loader | None = None
         self._served = 0
 
     @abstractmethod
-    def read(self) -> dict[str, Batch]:
-        """The tensors of each of the splits `train`, `val` and `test`.
+    def read(self) -> Mapping[str, Batch | ImageSource]:
+        """The splits `train`, `val` and `test`: their tensors, or what reads them.
 
         Each split holds `image` (N, C, H, W), float32, and `index` (N,), int64, which no two
-        images of the data set share. Where they are known, it also holds
+        images of the data set share; a source has the latter among its `tensors`, and images need
+        not fit into memory. Where they are known, it also holds
 
         * `label` (N,), int64;
         * `theta` (N,), the angle in radians, counter-clockwise;
@@ -200,6 +284,7 @@ class ImageDataModule(pl.LightningDataModule):
         * `symmetry` (N,), int64, the order of the object's rotational symmetry (1 none, 2 an
           ellipse, 4 a square);
         * `scale` (N,), the object's relative size;
+        * `conformation` (N,), where a molecule is between its two ends, from 0 to 1;
         * `untransformed` (N, C, H, W), in the test split alone: the same objects upright and
           centred.
 
@@ -207,11 +292,34 @@ class ImageDataModule(pl.LightningDataModule):
         """
 
     def setup(self, stage: str | None = None) -> None:
-        if not self.splits:
+        if not self.sources:
             splits = self.read()
-            if empty := [name for name in SPLITS if not len(splits[name]["index"])]:
+            sources = {
+                name: InMemory(split) if isinstance(split, dict) else split
+                for name, split in splits.items()
+            }
+            if empty := [name for name in SPLITS if not len(sources[name])]:
                 raise ValueError(f"dataset: no images are left for {', '.join(empty)}")
-            self.splits = splits
+            self.sources = sources
+
+    @property
+    def splits(self) -> dict[str, Batch]:
+        """What is known of each split without reading images; of splits in memory everything."""
+        return {name: source.tensors for name, source in self.sources.items()}
+
+    def sample(self) -> list[Tensor]:
+        """Images (B, C, H, W) of each split that stand for all: all of them, if in memory."""
+        return [
+            source.tensors["image"] if "image" in source.tensors else self._some(source)
+            for source in self.sources.values()
+        ]
+
+    def _some(self, source: ImageSource) -> Tensor:
+        numbers = math.prod(self.image_shape)
+        count = max(1, min(_SAMPLE_IMAGES, _SAMPLE_NUMBERS // numbers))
+        generator = torch.Generator().manual_seed(self.seed)
+        rows = torch.randperm(len(source), generator=generator)[:count].sort().values
+        return source[rows]["image"]
 
     def found(self) -> dict[str, Any]:
         """Settings that were left open and that the data decided, by their constructor's names.
@@ -226,7 +334,7 @@ class ImageDataModule(pl.LightningDataModule):
 
         An item is the batch of the given rows (a tensor); `split` (B,) is there in addition, the
         place of an image's split in `SPLITS`. A subclass may read them only when they are asked
-        for.
+        for, and does where its splits are not in memory.
         """
         self.setup()
         parts = [
@@ -240,35 +348,40 @@ class ImageDataModule(pl.LightningDataModule):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """The shape of every image, (C, H, W)."""
-        _, channels, height, width = self.splits["train"]["image"].shape
+        first = self.sources["train"][torch.tensor([0])]["image"]
+        _, channels, height, width = first.shape
         return channels, height, width
 
-    def loader(self, split: str) -> "DataLoader[Batch]":
+    def loader(self, split: str) -> Loader:
         """The batches of a split: shuffled for training, in order otherwise."""
         train = split == "train"
         trainer = self.trainer
-        dataset = InMemory(self._near(self.splits[split]))
+        source = self._near(self.sources[split])
         sampler = EpochBatches(
-            len(dataset),
+            len(source),
             self.batch_size if train else self.eval_batch_size,
             shuffle=train,
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+        loader = Loader(source, sampler, 0 if isinstance(source, InMemory) else self.workers)
         if train:
             sampler.skipped, self._served = self._served, 0
-            self._training = sampler
-        # A sampler that yields whole batches of rows: nothing goes image by image through Python.
-        return DataLoader(dataset, batch_size=None, sampler=sampler)
+            self._training = loader
+        return loader
 
-    def _near(self, split: Batch) -> Batch:
-        """A split on the device that the trainer uses, if that is a GPU with room for all."""
+    def _near(self, source: ImageSource) -> ImageSource:
+        """A split on the device that the trainer uses, if that is a GPU with room for all.
+
+        One that is not in memory stays where it is.
+        """
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        tensors = [tensor for batch in self.splits.values() for tensor in batch.values()]
-        if not fits(tensors, device):
-            return split
-        return {name: tensor.to(device) for name, tensor in split.items()}
+        held = [one for one in self.sources.values() if isinstance(one, InMemory)]
+        tensors = [tensor for one in held for tensor in one.tensors.values()]
+        if not isinstance(source, InMemory) or not fits(tensors, device):
+            return source
+        return InMemory({name: tensor.to(device) for name, tensor in source.tensors.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: how many batches were served of an epoch that is not over."""
@@ -283,11 +396,11 @@ class ImageDataModule(pl.LightningDataModule):
         """Leave out what was served before a checkpoint."""
         self._served = state_dict["served"]
 
-    def train_dataloader(self) -> "DataLoader[Batch]":
+    def train_dataloader(self) -> Loader:
         return self.loader("train")
 
-    def val_dataloader(self) -> "DataLoader[Batch]":
+    def val_dataloader(self) -> Loader:
         return self.loader("val")
 
-    def test_dataloader(self) -> "DataLoader[Batch]":
+    def test_dataloader(self) -> Loader:
         return self.loader("test")

@@ -7,6 +7,7 @@ from svae.figures.curves import curves_figure
 from svae.figures.found_pose import Pose, found_pose_figure
 from svae.figures.latents import latent_figure
 from svae.figures.manifold import manifold_figure, manifold_z
+from svae.figures.particles import class_averages_figure, particles_figure, slices_figure
 from svae.figures.poses import pose_figure, pose_histogram_figure
 from svae.figures.reconstructions import reconstruction_figure
 from svae.figures.rotations import rotation_figure
@@ -22,6 +23,7 @@ __all__ = [
     "Pose",
     "aligned_figure",
     "attention_figure",
+    "class_averages_figure",
     "clusters_of",
     "confusion_figure",
     "curves_figure",
@@ -31,11 +33,13 @@ __all__ = [
     "learning_figure",
     "manifold_figure",
     "manifold_z",
+    "particles_figure",
     "pose_figure",
     "pose_histogram_figure",
     "reconstruction_figure",
     "rotation_figure",
     "samples_figure",
+    "slices_figure",
     "sweep_figure",
     "sweep_map_figure",
     "traversal_figure",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from svae.checks import positive
-from svae.likelihoods.base import Likelihood
+from svae.likelihoods.additive import AdditiveNoise
 
 __all__ = ["Gaussian", "PerPixelGaussian"]
 
@@ -28,16 +28,18 @@ def _log_normal(target: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     return (-0.5 * (standard**2 + math.log(2 * math.pi)) - log_std).sum(-1)
 
 
-class Gaussian(Likelihood):
+class Gaussian(AdditiveNoise):
     """Normal noise of one standard deviation for all pixels.
 
     Arguments:
         image_shape: As in `Likelihood`.
         std: The standard deviation, in the units of the pixel values.
         learn_std: Whether it is trained, starting there.
-        nonnegative_mean: Whether the mean goes through a softplus, which keeps the generator from
-            modelling the background (section 4.4).
+        nonnegative_mean: As in `AdditiveNoise`.
         mask_radius_px: As in `Likelihood`.
+        object_radius_px: As in `AdditiveNoise`.
+        object_edge_px: As in `AdditiveNoise`.
+        ctf_padding: As in `AdditiveNoise`.
     """
 
     params_per_channel = 1
@@ -49,28 +51,36 @@ class Gaussian(Likelihood):
         learn_std: bool = False,
         nonnegative_mean: bool = False,
         mask_radius_px: float | None = None,
+        object_radius_px: float | None = None,
+        object_edge_px: float = 5.0,
+        ctf_padding: int = 1,
     ) -> None:
-        super().__init__(image_shape, mask_radius_px)
-        self.nonnegative_mean = nonnegative_mean
+        super().__init__(
+            image_shape,
+            nonnegative_mean,
+            mask_radius_px,
+            object_radius_px,
+            object_edge_px,
+            ctf_padding,
+        )
         self.log_std = nn.Parameter(torch.tensor(math.log(positive("std", std))), learn_std)
 
-    def log_prob(self, params: Tensor, target: Tensor) -> Tensor:
-        return _log_normal(target, self.mean(params), self.log_std)
-
-    def mean(self, params: Tensor) -> Tensor:
-        mean = params.to(torch.promote_types(params.dtype, torch.float32))
-        return softplus(mean) if self.nonnegative_mean else mean
+    def log_prob(self, params: Tensor, target: Tensor, mean: Tensor | None = None) -> Tensor:
+        return _log_normal(target, self.mean(params) if mean is None else mean, self.log_std)
 
 
-class PerPixelGaussian(Likelihood):
+class PerPixelGaussian(AdditiveNoise):
     """Normal noise whose standard deviation the generator gives for every pixel.
 
     Arguments:
         image_shape: As in `Likelihood`.
         min_std: What is added to each standard deviation: without it, a single pixel that is
             reproduced exactly would make the likelihood infinite.
-        nonnegative_mean: As in `Gaussian`.
+        nonnegative_mean: As in `AdditiveNoise`.
         mask_radius_px: As in `Likelihood`.
+        object_radius_px: As in `AdditiveNoise`.
+        object_edge_px: As in `AdditiveNoise`.
+        ctf_padding: As in `AdditiveNoise`.
     """
 
     params_per_channel = 2
@@ -81,17 +91,21 @@ class PerPixelGaussian(Likelihood):
         min_std: float = 0.01,
         nonnegative_mean: bool = False,
         mask_radius_px: float | None = None,
+        object_radius_px: float | None = None,
+        object_edge_px: float = 5.0,
+        ctf_padding: int = 1,
     ) -> None:
-        super().__init__(image_shape, mask_radius_px)
+        super().__init__(
+            image_shape,
+            nonnegative_mean,
+            mask_radius_px,
+            object_radius_px,
+            object_edge_px,
+            ctf_padding,
+        )
         self.min_std = positive("min_std", min_std)
-        self.nonnegative_mean = nonnegative_mean
 
-    def log_prob(self, params: Tensor, target: Tensor) -> Tensor:
+    def log_prob(self, params: Tensor, target: Tensor, mean: Tensor | None = None) -> Tensor:
         raw = params.to(torch.promote_types(params.dtype, torch.float32))
         std = softplus(raw[..., self.channels :]) + self.min_std
-        return _log_normal(target, self.mean(params), torch.log(std))
-
-    def mean(self, params: Tensor) -> Tensor:
-        mean = params[..., : self.channels]
-        mean = mean.to(torch.promote_types(mean.dtype, torch.float32))
-        return softplus(mean) if self.nonnegative_mean else mean
+        return _log_normal(target, self.mean(params) if mean is None else mean, torch.log(std))

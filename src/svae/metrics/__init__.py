@@ -3,6 +3,7 @@
 from svae.metrics.circular import circular_correlation, circular_correlation_plain
 from svae.metrics.clustering import cluster, clustering_metrics, matching
 from svae.metrics.collect import MeanPerImage, PerImage
+from svae.metrics.conformation import conformation_metrics
 from svae.metrics.pose import angle_offset, angle_offsets, comparable_angles, pose_metrics
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "cluster",
     "clustering_metrics",
     "comparable_angles",
+    "conformation_metrics",
     "matching",
     "pose_metrics",
 ]

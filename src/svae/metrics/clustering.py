@@ -31,6 +31,7 @@ __all__ = [
     "Matching",
     "cluster",
     "clustering_metrics",
+    "kmeans",
     "matching",
     "whole_numbers",
 ]
@@ -80,7 +81,6 @@ def cluster(representation: Tensor, z: Tensor, num_clusters: int, seed: int) -> 
         raise ValueError(
             f"representation, z: expected as many images, got {len(points)} and {len(content)}"
         )
-    kmeans = KMeans(num_clusters, n_init=KMEANS_RESTARTS, random_state=seed)
     mixture = GaussianMixture(
         num_clusters,
         n_init=5,
@@ -94,11 +94,32 @@ def cluster(representation: Tensor, z: Tensor, num_clusters: int, seed: int) -> 
     with threadpool_limits(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = {
-            "": kmeans.fit_predict(points),
+            "": _kmeans(points, num_clusters, seed, KMEANS_RESTARTS),
             "_ward": _ward(points, num_clusters, seed),
             "_gmm": mixture.fit_predict(content),
         }
     return {suffix: torch.from_numpy(numbers).long() for suffix, numbers in found.items()}
+
+
+def kmeans(features: Tensor, num_clusters: int, seed: int, starts: int) -> Tensor:
+    """Clusters of features (N, D) by k-means, with shape (N,) in int64.
+
+    Arguments:
+        features: What is clustered; no component is scaled against the others.
+        num_clusters: The number of clusters to look for.
+        seed: The seed of the starts.
+        starts: How many there are; the best is kept, by inertia.
+    """
+    at_least("num_clusters", num_clusters, 1)
+    points = _points("features", features, num_clusters)
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return torch.from_numpy(_kmeans(points, num_clusters, seed, starts)).long()
+
+
+def _kmeans(points: np.ndarray, num_clusters: int, seed: int, starts: int) -> np.ndarray:
+    found: np.ndarray = KMeans(num_clusters, n_init=starts, random_state=seed).fit_predict(points)
+    return found
 
 
 def clustering_metrics(clusters: Mapping[str, Tensor], labels: Tensor) -> dict[str, float]:

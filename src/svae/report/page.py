@@ -159,6 +159,22 @@ CAPTIONS = {
         "moved and turned back by what was inferred, and some of them. A sharp mean says that "
         "angles and positions agree.",
     ),
+    "particles": (
+        "Particles with their pose removed",
+        "Particles, the same moved and turned back by what was inferred, the average of the class "
+        "that each belongs to, and what the model makes of its content.",
+    ),
+    "class_averages": (
+        "Class averages",
+        "Means of the aligned particles whose content is alike, above what the model generates "
+        "from it. Averages as sharp as that say that angles, positions and content are right; "
+        "they show what the model left out, too.",
+    ),
+    "slices": (
+        "Averages along the axes of the content",
+        "Particles in equal parts by one component of z, averaged, above what the model generates "
+        "there. What changes in both is in the data.",
+    ),
     "confusion": (
         "Labels against clusters",
         "Which groups the images of each label fall into, in per cent. Groups were found without "
