@@ -191,6 +191,7 @@ def test_two_processes_do_what_one_does(overrides, tmp_path):
         ["model.pose_candidates=2"],
         ["model.augment_rotation=true"],
         ["prior=uniform"],
+        ["prior=von_mises"],
         ["model/encoder=cnn"],
         ["trainer.precision=bf16-mixed"],
         [*TARGET_VAE, "model=target_vae_no_offsets"],
