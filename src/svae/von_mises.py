@@ -186,17 +186,12 @@ class VonMises:
 
     Arguments:
         loc: The directions in radians, with shape (B, ...).
-        log_scale: :math:`\log(1 / \sqrt{\kappa})`, with shape (B, ...): where it is small, the
-            logarithm of the standard deviation.
+        kappa: The concentrations, at least 0, with shape (B, ...). Where they are large, the
+            standard deviation is :math:`1 / \sqrt{\kappa}`.
     """
 
-    def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
-        self.loc, self.log_scale = loc, log_scale
-
-    @property
-    def kappa(self) -> Tensor:
-        """The concentrations, float64, with shape (B, ...)."""
-        return torch.exp(-2 * self.log_scale.double())
+    def __init__(self, loc: Tensor, kappa: Tensor) -> None:
+        self.loc, self.kappa = loc, kappa.double()
 
     @property
     def mode(self) -> Tensor:
@@ -211,7 +206,7 @@ class VonMises:
 
     def turned(self, angle: Tensor) -> "VonMises":
         """The distribution of the angle turned by `angle`, its mode wrapped to [-pi, pi)."""
-        return VonMises(wrap_angle(self.loc + angle), self.log_scale)
+        return VonMises(wrap_angle(self.loc + angle), self.kappa)
 
     def rsample(self, count: int, noise: Noise, purpose: str) -> Tensor:
         """Reparameterised samples, with shape (count, B, ...); they are not wrapped."""

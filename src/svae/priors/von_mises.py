@@ -21,46 +21,54 @@ from svae.von_mises import VonMises, concentration_of
 
 __all__ = ["VonMisesAngle"]
 
-# A posterior wider than this (in radians) is uniform, one narrower a point.
-_WIDEST, _NARROWEST = 1e3, 1e-6
+# A vector of this length has no direction worth knowing, and square roots keep their gradient.
+_SHORTEST = 1e-6
+# More certain than a billionth of a radian.
+_LONGEST = 40.0
 
 
 class VonMisesAngle(Prior):
     r"""The angle has a von Mises density about zero, or is uniform on the circle.
 
-    A network gives the posterior's direction as a vector :math:`(1 + a, b)`, so that its outputs
-    are continuous where the angle goes around the circle; a number would have to jump.
+    A network gives the posterior as a vector, whose direction is that of the angle and whose
+    length r is the certainty, :math:`\kappa = e^r - 1`. So its outputs are continuous where the
+    angle goes around the circle, where a number would have to jump; and a posterior that has
+    become uniform, from which a width has no gradient back, still has one towards each direction.
 
     Arguments:
         std_deg: The circular standard deviation in degrees, that of a normal angle wrapped around
             the circle; uniform if null.
     """
 
-    num_params = 3
+    num_params = 2
 
     def __init__(self, std_deg: float | None = None) -> None:
         super().__init__()
         self.std = None if std_deg is None else math.radians(positive("std_deg", std_deg))
-        kappa = 0.0 if self.std is None else concentration_of(self.std)
-        #: Of the prior: infinite if uniform.
-        self.log_scale = -0.5 * math.log(kappa) if kappa else math.inf
-        # Of a posterior's parameters, as `UniformAngle` has it where the prior is uniform.
-        self.log_unit = self.log_scale if kappa else 0.0
+        #: The concentration of the prior.
+        self.kappa = 0.0 if self.std is None else concentration_of(self.std)
+        # A network's outputs near zero mean the prior; about a radian where that is uniform, from
+        # which no angle can be learned (`UniformAngle` has the same).
+        self.start = math.log1p(self.kappa or 1.0)
 
     def extra_repr(self) -> str:
         return "uniform" if self.std is None else f"std={self.std:.4g}"
 
     def _at(self, value: Tensor) -> VonMises:
-        """The prior with one mode for each of some values."""
-        return VonMises(torch.zeros_like(value), torch.full_like(value, self.log_scale))
+        """The prior, once for each of some values."""
+        kappa = torch.full_like(value, self.kappa, dtype=torch.float64)
+        return VonMises(torch.zeros_like(value), kappa)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self._at(value).log_prob(value)
 
     def family(self, params: Tensor, around: Tensor | float = 0.0) -> VonMises:
-        a, b, log_scale = params.unbind(-1)
-        log_scale = (log_scale + self.log_unit).clamp(math.log(_NARROWEST), math.log(_WIDEST))
-        return VonMises(_direction(1 + a, b) + around, log_scale)
+        x, y = (params.double() + params.new_tensor([self.start, 0.0])).unbind(-1)
+        length = torch.sqrt(x**2 + y**2 + _SHORTEST**2)
+        # The gradient of an angle is one over the length: none where there is no direction.
+        nowhere = length < 2 * _SHORTEST
+        loc = torch.atan2(torch.where(nowhere, 0.0, y), torch.where(nowhere, 1.0, x))
+        return VonMises(loc.to(params) + around, torch.expm1(length.clamp(max=_LONGEST)))
 
     def kl(self, q: VonMises) -> Tensor:
         return q.kl(self._at(q.loc))
@@ -80,9 +88,3 @@ class VonMisesAngle(Prior):
         log_scale = torch.full_like(points, math.log(spread))
         density = WrappedNormal(torch.zeros_like(points), log_scale).log_prob(points)
         return torch.log_softmax(density, dim=-1), VonMisesAngle(math.degrees(width))
-
-
-def _direction(x: Tensor, y: Tensor) -> Tensor:
-    """The angle of vectors; where they vanish there is none, and no gradient."""
-    nowhere = (x == 0) & (y == 0)
-    return torch.atan2(y, torch.where(nowhere, 1.0, x))
