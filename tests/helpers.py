@@ -113,6 +113,15 @@ class Die(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Told(Callback):
+    """The process of every rank adds what it trains to `told<rank>` of the working directory."""
+
+    def on_train_start(self, trainer, pl_module):
+        rate = trainer.optimizers[0].param_groups[0]["initial_lr"]
+        with Path(f"told{trainer.global_rank}").open("a") as file:
+            file.write(f"{pl_module.model.z_dim} {pl_module.model.beta} {rate}\n")
+
+
 class Anything:
     """Somebody's class without annotations."""
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,8 @@ from svae.status import read_status
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*sync_dist=True.* when logging on epoch level"),
     pytest.mark.filterwarnings("ignore:torch.distributed.nn.functional.all_gather"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),  # the compiler's
+    pytest.mark.filterwarnings("ignore:Grad strides do not match bucket view strides"),
 ]
 
 SMALL = [
@@ -139,6 +142,10 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
         ["model.pixels_per_image=40", "max_gradient_spike=1.01"],
         ["trainer.accumulate_grad_batches=2"],
         ["model/likelihood=gaussian_per_pixel"],
+        pytest.param(
+            ["compile=true"],
+            marks=pytest.mark.skipif(not shutil.which("g++"), reason="it needs a compiler"),
+        ),
         ["optimizer=muon", "model.generator.fourier_features=64"],
         TARGET_VAE,
     ],
@@ -184,6 +191,7 @@ def test_two_processes_do_what_one_does(overrides, tmp_path):
         ["model.pose_candidates=2"],
         ["model.augment_rotation=true"],
         ["prior=uniform"],
+        ["prior=von_mises"],
         ["model/encoder=cnn"],
         ["trainer.precision=bf16-mixed"],
         [*TARGET_VAE, "model=target_vae_no_offsets"],
@@ -293,6 +301,22 @@ def test_a_process_that_dies_ends_its_job_of_a_sweep_and_no_other(folder, monkey
     )
     assert broken["val/elbo"] == pytest.approx(whole["val/elbo"], rel=1e-5)
     assert state(sweep / "rank-1") == "finished"
+
+
+def test_all_processes_of_a_trial_are_told_the_same_settings(folder):
+    pytest.importorskip("optuna")
+    run_command(
+        svae.train.main, *QUICK, "search=optuna", "hydra.sweeper.n_trials=2",
+        "trainer.max_epochs=1", "trainer.limit_train_batches=2",
+        "+callbacks.told={_target_: tests.helpers.Told}", "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    first, second = (Path(f"told{rank}").read_text().splitlines() for rank in (0, 1))
+    assert first == second
+    assert len(set(first)) == 2
+    trials = [path for path in Path("sweep").iterdir() if (path / "config.yaml").exists()]
+    assert {state(trial) for trial in trials} == {"finished"}
+    dims = {line.split()[0] for line in first}
+    assert all(any(f"z_dim-{z}_" in trial.name for z in dims) for trial in trials)
 
 
 def test_a_mistake_is_told_once_and_before_others_are_started(folder, capfd):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from tests.crash_trials import crash_trial, differences
 from tests.helpers import run_command
 from tests.soak import Reading, anonymous_mb, growth
@@ -170,10 +171,11 @@ def test_a_run_of_other_settings_is_refused(option, message, state, whole, tmp_p
     run = tmp_path / "run"
     shutil.copytree(whole(), run)
     (run / "status.json").write_text(json.dumps(Status(state, "", -1.0)._asdict()))
-    before = {p: b for p, b in content(run).items() if ".hydra" not in p.parts}
+    before = content(run)
+    assert before[run / ".hydra" / "overrides.yaml"]
     assert train(run, NO_FIGURES, option) == 2
     assert f"{run} holds a run {message}; expected" in log_of(run)[-1]
-    assert {p: b for p, b in content(run).items() if ".hydra" not in p.parts} == before
+    assert content(run) == before
 
 
 def test_a_finished_run_may_train_for_longer(whole, tmp_path):
@@ -183,6 +185,10 @@ def test_a_finished_run_may_train_for_longer(whole, tmp_path):
     rows = (run / "metrics.csv").read_text().splitlines()
     assert rows[:4] == (whole() / "metrics.csv").read_text().splitlines()
     assert len(rows) == 5
+    hydra = {p.name: p.read_text() for p in (run / ".hydra").iterdir()}
+    assert "trainer.max_epochs=4\n" in hydra["overrides.yaml"]
+    assert OmegaConf.create(hydra["config.yaml"]).trainer.max_epochs == 4
+    assert OmegaConf.create(hydra["hydra.yaml"]).hydra.job.name == "train"
     assert any("trainer.max_epochs is 4 and was 3" in line for line in log_of(run))
     assert train(run, NO_FIGURES, "trainer.max_epochs=2") == 2
     assert "trainer.max_epochs: expected at least 4, the epochs that" in log_of(run)[-1]

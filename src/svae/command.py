@@ -65,6 +65,8 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
             # What is logged is already the mean over all processes.
             warnings.filterwarnings("ignore", r".*sync_dist=True.* when logging on epoch level")
             warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.functional\.all_gather")
+            # Of a compiled network, a gradient with one channel may be laid out in another way.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             # The data set goes on in the middle of an epoch; Lightning does not know.
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended")
             return task(cfg)

@@ -161,12 +161,15 @@ def _lock(path: str | Path) -> tuple[int, bool]:
 
 
 def _hydra_folder() -> str | None:
-    """Where Hydra writes its part of the config; nowhere if a run that has ended lies there."""
+    """Where Hydra writes its part of the config; nowhere if a run lies there already."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
     try:
-        status = read_status(HydraConfig.get().runtime.output_dir)
+        status = read_status(folder)
     except ValueError:
-        status = None
-    return None if status and status.ended else ".hydra"
+        return None
+    # A job of a sweep has a status also where it failed before there was a run.
+    there = (folder / "config.yaml").exists() or (status is not None and status.ended)
+    return None if there else ".hydra"
 
 
 OmegaConf.register_new_resolver("svae.hydra_folder", _hydra_folder, replace=True)

@@ -4,10 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from svae.directories import JOBS
+from svae.files import write_atomic
 from svae.run import DECIDING, first_difference, read_checkpoint, read_config
 from svae.status import Status
 
@@ -17,6 +19,7 @@ __all__ = [
     "last_checkpoint",
     "newest_checkpoint",
     "nothing_to_do",
+    "record_command",
     "refuse_other_settings",
     "remove_unfinished_files",
     "tell_of_another_length",
@@ -134,6 +137,24 @@ def tell_of_another_length(cfg: DictConfig) -> None:
                 "so that the learning rate may jump",
                 *(name, cfg.trainer.get(name), before.get(name)),
             )
+
+
+@rank_zero_only
+def record_command(run: str | Path, composed: DictConfig) -> None:
+    """Write `.hydra/` of a run that goes on, as Hydra does of one that begins.
+
+    Hydra would have written it before anybody knew whether the settings are those of the run.
+
+    Arguments:
+        run: The run directory.
+        composed: The config as Hydra made it.
+    """
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.instance().cfg
+    overrides = HydraConfig.get().overrides.task
+    for name, part in (("config", composed), ("hydra", hydra), ("overrides", overrides)):
+        write_atomic(Path(run, ".hydra", f"{name}.yaml"), OmegaConf.to_yaml(part))
 
 
 @rank_zero_only

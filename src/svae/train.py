@@ -1,5 +1,6 @@
 """`python -m svae.train`: train a model, test it once, and leave a run directory behind."""
 
+import copy
 import errno
 import logging
 import math
@@ -51,6 +52,7 @@ from svae.resume import (
     last_checkpoint,
     newest_checkpoint,
     nothing_to_do,
+    record_command,
     refuse_other_settings,
     remove_unfinished_files,
     tell_of_another_length,
@@ -101,6 +103,7 @@ def train(cfg: DictConfig) -> float:
             status 130 from the keyboard, else 128 and the number of the signal.
     """
     signals = Signals()
+    composed = copy.deepcopy(cfg)
     with told_in_one_line():
         data = completed(cfg)
         before = read_status(cfg.output_dir)
@@ -110,6 +113,7 @@ def train(cfg: DictConfig) -> float:
                 log.info("%s: already %s", cfg.output_dir, before.state)
                 return before.objective
             remove_unfinished_files(cfg.output_dir)
+            record_command(cfg.output_dir, composed)
         job = prepare(cfg, data, signals, last_checkpoint(cfg.output_dir) if before else None)
     with signals:
         metrics, interrupted = carry_out(cfg, job, signals)

@@ -17,7 +17,7 @@ from svae.model import SpatialVAE
 from svae.noise import Noise
 from svae.posteriors import Attention, MeanField
 from svae.posteriors.sampling import Soft, StraightThrough, Truncated
-from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle
+from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle, VonMisesAngle
 
 CASES = {
     "uniform": Case("uniform", 4),
@@ -326,7 +326,10 @@ SAMPLINGS = {
 MODELS = {
     "target-vae": {},
     "normal angle": {"angle": GaussianAngle(45.0)},
+    "von Mises": {"angle": VonMisesAngle()},
+    "von Mises about zero": {"angle": VonMisesAngle(45.0)},
     "no offsets": {"offsets": False},
+    "von Mises without offsets": {"angle": VonMisesAngle(45.0), "offsets": False},
     "positions only": {"pool_rotations": True},
     "plain convolution": {"group_order": 1},
     "no angle": {"group_order": 1, "infer_theta": False},
@@ -447,7 +450,7 @@ def test_rotation_augmentation_by_quarter_turns_changes_nothing(make_model):
         assert_close(turned.kl[name], value, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["target-vae", "normal angle", "rotations only"])
+@pytest.mark.parametrize("name", ["target-vae", "normal angle", "von Mises", "rotations only"])
 def test_the_posterior_of_candidates_is_one(make_model, name):
     """Whatever pose was taken and removed, divergences are those of its own samples."""
     model = model_of(make_model, Truncated(3), **MODELS[name]).double()

@@ -5,7 +5,7 @@ from torch.testing import assert_close
 from svae.geometry import wrap_angle
 from svae.noise import Noise
 from svae.posteriors import MeanField
-from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle
+from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle, VonMisesAngle
 
 PRIORS = {"z": Gaussian(3), "theta": GaussianAngle(45.0), "shift": GaussianShift(2.0, (1, 9, 9))}
 NOISE = Noise(0, 0, torch.arange(6))
@@ -25,7 +25,8 @@ def test_shapes_and_weights():
 
 
 def test_divergence_is_the_expectation_of_the_log_ratio():
-    for priors in (PRIORS, PRIORS | {"theta": UniformAngle()}):
+    angles = [PRIORS["theta"], UniformAngle(), VonMisesAngle(), VonMisesAngle(45.0)]
+    for priors in (PRIORS | {"theta": angle} for angle in angles):
         q = posterior_of(priors)
         latents, weights = q.rsample(20_000, NOISE)
         log_prior = sum(prior.log_prob(getattr(latents, k)) for k, prior in priors.items())

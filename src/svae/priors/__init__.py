@@ -3,6 +3,7 @@
 from svae.priors.base import Prior
 from svae.priors.gaussian import Gaussian, GaussianAngle, GaussianShift, TargetVAEAngle
 from svae.priors.uniform import UniformAngle
+from svae.priors.von_mises import VonMisesAngle
 
 __all__ = [
     "Gaussian",
@@ -11,4 +12,5 @@ __all__ = [
     "Prior",
     "TargetVAEAngle",
     "UniformAngle",
+    "VonMisesAngle",
 ]

@@ -20,7 +20,14 @@ from svae.distributions import Normal, WrappedNormal
 from svae.geometry import pixel_size, wrap_angle
 from svae.priors.base import Prior
 
-__all__ = ["AngleFromPoint", "Gaussian", "GaussianAngle", "GaussianShift", "TargetVAEAngle"]
+__all__ = [
+    "AngleFromPoint",
+    "Gaussian",
+    "GaussianAngle",
+    "GaussianShift",
+    "TargetVAEAngle",
+    "angle_widths",
+]
 
 # Weights as wide as this are equal to 3e-4; so many turns hold all of them.
 _WIDEST, _TURNS = 4.0, 4
@@ -94,7 +101,7 @@ class GaussianAngle(Gaussian):
         density is that within 5 % where s is the spacing or more; a narrower prior has the same
         spread, but stands on separate points.
         """
-        width, spread = _widths(self.std, points.shape[-1])
+        width, spread = angle_widths(self.std, points.shape[-1])
         log_scale = torch.full_like(points, math.log(spread))
         density = WrappedNormal(torch.zeros_like(points), log_scale).log_prob(points)
         return torch.log_softmax(density, dim=-1), AngleFromPoint(width)
@@ -144,7 +151,7 @@ class TargetVAEAngle(GaussianAngle):
 
 
 @lru_cache
-def _widths(std: float, count: int) -> tuple[float, float]:
+def angle_widths(std: float, count: int) -> tuple[float, float]:
     """How wide the deviations from `count` points of a circle are, and the weights of the points.
 
     Together they have the resultant length exp(-std^2 / 2) of a wrapped normal angle.
