@@ -224,11 +224,13 @@ def some(model, samples=2):
     return torch.randn(count, *shape).to(model.grid), latents, some_ctfs(count)
 
 
-def test_the_likelihood_is_that_of_the_filtered_decoded_image(make_model):
+@pytest.mark.parametrize("padding", [1, 2])
+def test_the_likelihood_is_that_of_the_filtered_decoded_image(make_model, padding):
     """The noise is not filtered, and pixels out of the mask count for nothing."""
-    model = make_model(likelihood=partial(Gaussian, std=0.5, mask_radius_px=3.0))
+    likelihood = partial(Gaussian, std=0.5, mask_radius_px=3.0, ctf_padding=padding)
+    model = make_model(likelihood=likelihood)
     images, latents, ctfs = some(model, 1)
-    seen = ctfs.filtered(model.decode(latents[0]))
+    seen = ctfs.filtered(model.decode(latents[0]), padding)
     assert_close(model.decode(latents[0], ctf=ctfs), seen)
     inside = pixel_grid(9, 9).norm(dim=-1).view(9, 9) <= 3.0 * pixel_size(9, 9) + 1e-6
     normal = torch.distributions.Normal(seen, 0.5)
@@ -369,7 +371,9 @@ def test_the_bound_stays_below_the_evidence(make_model, likelihood):
 
 
 def test_candidates_are_told_apart_through_the_ctf(make_model):
-    model = make_model(likelihood=partial(Gaussian, std=0.1), pose_candidates=4)
+    # Of images large enough that elsewhere some of their pixels would do.
+    likelihood = partial(Gaussian, std=0.1)
+    model = make_model((1, 13, 13), likelihood=likelihood, pose_candidates=4)
     with torch.no_grad():
         for parameter in model.generator.parameters():
             parameter.mul_(4.0)

@@ -37,6 +37,7 @@ def test_content_that_is_the_angle_or_a_wave_of_it():
     still = torch.rand(len(theta), generator=torch.Generator().manual_seed(0))
     for z, circular, linear in (
         (theta - math.pi, 1.0, math.sqrt(6) / math.pi),
+        (math.pi - theta, 1.0, math.sqrt(6) / math.pi),
         (torch.cos(theta - 0.7), 0.0, 1.0),
         (still, 0.0, 0.0),
     ):
