@@ -1,7 +1,7 @@
 """The base of every data set: splits in memory, served in whole batches."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import pytorch_lightning as pl
@@ -242,6 +242,18 @@ class ImageDataModule(pl.LightningDataModule):
         """The shape of every image, (C, H, W)."""
         _, channels, height, width = self.splits["train"]["image"].shape
         return channels, height, width
+
+    def check_shares(self, processes: int, splits: Iterable[str]) -> None:
+        """Raise ValueError if a batch of a split has fewer images than processes that share it."""
+        for split in splits:
+            name = "batch_size" if split == "train" else "eval_batch_size"
+            rows, size = len(self.splits[split]["index"]), getattr(self, name)
+            smallest = rows // -(-rows // size) if rows else 0
+            if smallest < processes:
+                raise ValueError(
+                    f"dataset.{name}: {size} makes batches of {smallest} of the {rows} images of "
+                    f"{split}, fewer than the {processes} processes that share them"
+                )
 
     def loader(self, split: str) -> "DataLoader[Batch]":
         """The batches of a split: shuffled for training, in order otherwise."""
