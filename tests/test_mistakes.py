@@ -96,6 +96,16 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
         (["callbacks.figures.examples=13"], "examples: expected at most 12"),
         (["hydra.run.dir=/proc/nowhere"], "the output folder /proc/nowhere cannot be made"),
         (["model._target_=os.system"], "os.system"),
+        (["model.encoder._target_=svae.sweep.__main__.X"], "svae.sweep.__main__.X' is no class"),
+        (["prior.z.std=/my (1)"], r"svae: prior.z.std=/my \(1\): mismatched input"),
+        (
+            ["trainer=ddp_cpu", "dataset.batch_size=1"],
+            "dataset.batch_size: 1 makes batches of 1 of the .* images of train, .* 2 processes",
+        ),
+        (
+            ["trainer=ddp_cpu", "dataset.eval_batch_size=1"],
+            "dataset.eval_batch_size: 1 makes batches of 1 of the .* images of val",
+        ),
     ],
 )
 def test_training(overrides, message, capfd, monkeypatch, tmp_path):

@@ -192,6 +192,27 @@ def test_the_others_go_on_and_the_end_tells(sweep, capfd):
     assert read_status("sweep/seed-6").state == "finished"
 
 
+def test_a_sweep_of_nothing_is_a_mistake(sweep, capfd):
+    assert "no job" in sweep(finishes, "experiment=glob(nosuch*)")
+
+
+def test_an_interruption_between_two_jobs_is_not_lost(sweep, monkeypatch):
+    """What a signal raises while objects are being deleted, Python ignores."""
+
+    class Interrupts:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def leaves(cfg):
+        if cfg.seed == 1:
+            circle = Interrupts()
+            circle.itself = circle
+        return finishes(cfg)
+
+    assert sweep(leaves, "seed=1,2") == 130
+    assert jobs() == {"seed-1"}
+
+
 def test_all_batches_of_a_sweep_are_done(sweep):
     assert sweep(fails, "seed=2,1,6", "hydra.sweeper.max_batch_size=1") == 1
     assert read_status("sweep/seed-6").state == "finished"

@@ -247,8 +247,21 @@ def test_an_unfinished_sweep_is_shown_as_far_as_it_is(make, tmp_path, capfd):
     assert [rows[n]["test/elbo"] for n in ("done", "going")] == ["-6.0", ""]
     assert [rows[n]["epochs"] for n in ("done", "going", "begun")] == ["2", "3", "0"]
     (row,) = rows_of(out / "table.csv")
-    assert (row["runs"], row["val/elbo_n"]) == ("4", "3")
+    assert (row["runs"], row["unfinished"], row["val/elbo_n"]) == ("4", "3", "3")
+    assert "| 4 (3 unfinished) |" in (out / "table.md").read_text()
     assert "4 runs: 2 running, 1 finished, 1 pruned" in capfd.readouterr().out
+
+
+def test_runs_with_the_same_settings_and_seed_count_once(make, tmp_path, capfd):
+    make("s/first", seed=1, metrics={"val/elbo": -5.0}, curve=[-5.0], status=Status("running"))
+    make("s/again", seed=1, metrics={"val/elbo": -4.0}, curve=[-4.0], status=Status("finished"))
+    make("s/other", seed=2, metrics={"val/elbo": -6.0}, curve=[-6.0], status=Status("finished"))
+    out = command(tmp_path / "out", str(tmp_path / "s"))
+    (row,) = rows_of(out / "table.csv")
+    assert (row["runs"], row["val/elbo"], row["val/elbo_n"]) == ("2", "-5.0", "2")
+    assert len(rows_of(out / "runs.csv")) == 3
+    assert "s/first is" in (printed := capfd.readouterr().out)
+    assert "s/again again, and only one is counted" in printed
 
 
 def test_a_sweep_that_has_just_begun(make, tmp_path, capfd):

@@ -11,7 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -104,6 +104,8 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
                 if show_all:
                     raise
                 message = one_line(error)
+                if isinstance(error, OverrideParseException):
+                    message = f"{error.override}: {message}"
                 sys.exit(f"svae: {message}{not_installed(message)}")
             except OSError as error:
                 # Only a path that cannot be made is told here; not a pipe that was closed.

@@ -102,6 +102,7 @@ def evaluate_run(cfg: DictConfig, run_directory: str, output: Path) -> Metrics:
         trainer: pl.Trainer = instantiate(
             cfg.trainer, "trainer", callbacks=callbacks, logger=False, plugins=[environment()]
         )
+        datamodule.check_shares(trainer.world_size, ["test"])
     with processes(cfg, trainer, "svae.evaluate"):
         trainer.test(module, datamodule, verbose=False)
     metrics = {k: v.item() for k, v in trainer.callback_metrics.items()}

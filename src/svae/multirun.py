@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from svae.directories import JOBS, add_override, held, lock, locked
 from svae.errors import UserError, one_line
 from svae.files import write_atomic
+from svae.signals import Signals
 from svae.status import Status, read_status, write_status
 
 __all__ = ["Jobs", "OneGPUEach", "alone", "folder_name", "in_sweep", "told_at_the_end"]
@@ -131,7 +132,11 @@ class Jobs(Callback):
             job_return.cfg = job_return.hydra_cfg = None
             # A module and its trainer refer to each other, so that the memory of a job's model,
             # on a GPU too, would be kept until Python looks for such circles on its own.
-            gc.collect()
+            # What a signal raises in a `__del__` is ignored: it is noted, and comes afterwards.
+            with Signals() as asked:
+                gc.collect()
+            if asked.received is not None:
+                os.kill(os.getpid(), asked.received)
 
 
 def fixed(config: DictConfig) -> list[str]:
@@ -323,6 +328,8 @@ def told_at_the_end(show_all: bool) -> Iterator[None]:
     # The last job's log is not for this.
     configure_log(sweep.config.hydra.hydra_logging, sweep.config.hydra.verbose)
     log.info("%s: %s", sweep.folder, counted(outcomes))
+    if not outcomes and not failure:
+        sys.exit("svae: the sweep has no job; does a glob(...) of it match nothing?")
     left = [one for one in outcomes if one.state in LEFT]
     for one in left:
         log.info("%s: %s%s", one.state, one.folder, f": {one.message}" if one.message else "")

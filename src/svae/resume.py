@@ -118,7 +118,12 @@ def newest_checkpoint(cfg: DictConfig) -> Path:
 
 def check_epochs(ckpt_path: str, max_epochs: int | None) -> None:
     """Raise ValueError if a checkpoint has more epochs than the training is to have."""
-    progress = read_checkpoint(ckpt_path)["loops"]["fit_loop"]["epoch_progress"]
+    content = read_checkpoint(ckpt_path)
+    if "loops" not in content:
+        raise ValueError(
+            f"{ckpt_path}: has weights alone, and nothing of a training to go on with"
+        )
+    progress = content["loops"]["fit_loop"]["epoch_progress"]
     done = progress["current"]["processed"]
     if max_epochs not in (None, -1) and done > max_epochs:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Run directories: what a training leaves behind, and how a model comes back from it."""
 
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def read_config(run: str | Path) -> DictConfig:
         config = OmegaConf.load(path)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not a config ({one_line(error)})") from error
-    assert isinstance(config, DictConfig)
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path}: not a config (a list)")
     return config
 
 
@@ -241,8 +243,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"ckpt_path: {path} does not exist")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        content["state_dict"]
+        content["state_dict"].items()
     except (
+        AttributeError,
         RuntimeError,
         OSError,
         EOFError,
@@ -250,7 +253,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         TypeError,
         pickle.UnpicklingError,
     ) as error:
-        raise ValueError(f"{path}: not a whole checkpoint of svae ({one_line(error)})") from error
+        # What torch says of code is long, and tells how to run it.
+        why = one_line(error)
+        if isinstance(error, pickle.UnpicklingError):
+            code = re.search(r"GLOBAL (\S+)", why)
+            why = f"it brings code along, {code[1]}" if code else "its pickle cannot be read"
+        raise ValueError(f"{path}: not a whole checkpoint of svae ({why})") from error
     return content
 
 

@@ -36,6 +36,7 @@ from svae.callbacks import (
 from svae.command import command
 from svae.curves import newest_values
 from svae.datasets import ImageDataModule
+from svae.datasets.base import SPLITS
 from svae.distributed import ProcessLost, processes
 from svae.encoders import GroupConv
 from svae.errors import UserError, one_line, told_in_one_line
@@ -326,6 +327,7 @@ def prepare(
         logger=loggers or False,
         plugins=[AtomicCheckpointIO(), distributed.environment()],
     )
+    data.check_shares(trainer.world_size, [s for s in SPLITS if s != "test" or cfg.test])
     images = min(cfg.dataset.batch_size, len(data.sources["train"]))
     check_memory(module, cfg.trainer, images / trainer.world_size)
     save_config(cfg)

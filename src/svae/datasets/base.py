@@ -352,6 +352,18 @@ class ImageDataModule(pl.LightningDataModule):
         _, channels, height, width = first.shape
         return channels, height, width
 
+    def check_shares(self, processes: int, splits: Iterable[str]) -> None:
+        """Raise ValueError if a batch of a split has fewer images than processes that share it."""
+        for split in splits:
+            name = "batch_size" if split == "train" else "eval_batch_size"
+            rows, size = len(self.sources[split]), getattr(self, name)
+            smallest = rows // -(-rows // size) if rows else 0
+            if smallest < processes:
+                raise ValueError(
+                    f"dataset.{name}: {size} makes batches of {smallest} of the {rows} images of "
+                    f"{split}, fewer than the {processes} processes that share them"
+                )
+
     def loader(self, split: str) -> Loader:
         """The batches of a split: shuffled for training, in order otherwise."""
         train = split == "train"

@@ -68,7 +68,7 @@ def sweep(cfg: DictConfig) -> Path:
             raise ValueError(f"x: expected a name, got {cfg.x!r}")
         layout = laid_out(runs, cfg.x, by)
         # What failed is no result; its row in runs.csv has what there is of it.
-        counted = [run for run in runs if not run.failed]
+        counted = once([run for run in runs if not run.failed], layout)
         groups = grouped(counted, layout.groups)
         write_columns(output / "runs.csv", run_columns(runs, layout.swept))
         write_columns(output / "table.csv", table_columns(groups, layout.groups, metrics))
@@ -167,6 +167,20 @@ def tell_states(runs: Sequence[Run]) -> None:
         log.info("failed: %s (%s)", run.folder, run.status.message or "for no known reason")
     if len(failed) > MOST_PRINTED:
         log.info("... %d more failed, see runs.csv", len(failed) - MOST_PRINTED)
+
+
+def once(runs: Sequence[Run], layout: Layout) -> list[Run]:
+    """The runs, of those with the same settings and seed the one that has come furthest."""
+    kept: dict[tuple[Value | None, ...], Run] = {}
+    for run in runs:
+        settings = tuple(map(run.value, layout.swept))
+        other = kept.setdefault(settings, run)
+        if other is run:
+            continue
+        less, more = sorted((other, run), key=lambda one: (one.finished, one.epochs, one is other))
+        kept[settings] = more
+        log.warning("%s is %s again, and only one is counted", less.folder, more.folder)
+    return list(kept.values())
 
 
 def tell_layout(layout: Layout, metrics: Sequence[str]) -> None:

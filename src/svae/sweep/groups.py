@@ -42,6 +42,11 @@ class Group:
     values: list[Value | None]
     runs: list[Run]
 
+    @property
+    def unfinished(self) -> int:
+        """How many of them may still get better: whose numbers are of some epoch on the way."""
+        return sum(not run.finished for run in self.runs)
+
     def spread(self, metric: str) -> Spread:
         """A metric's mean and spread over the runs that have it."""
         found = [run.metrics[metric] for run in self.runs if metric in run.metrics]
@@ -67,7 +72,7 @@ def grouped(runs: Sequence[Run], names: Sequence[str]) -> list[Group]:
 def table_columns(
     groups: Sequence[Group], names: Sequence[str], metrics: Sequence[str]
 ) -> dict[str, list[Value | None]]:
-    """The columns of `table.csv`: the settings, the number of runs, and each metric.
+    """The columns of `table.csv`: the settings, the numbers of runs, and each metric.
 
     A metric has the columns `split/name`, its mean, `split/name_std` and `split/name_n`, the
     number of runs that have it.
@@ -76,6 +81,7 @@ def table_columns(
         name: [group.values[i] for group in groups] for i, name in enumerate(names)
     }
     columns["runs"] = [len(group.runs) for group in groups]
+    columns["unfinished"] = [group.unfinished for group in groups]
     for metric in metrics:
         spreads = [group.spread(metric) for group in groups]
         columns[metric] = [known(spread.mean) for spread in spreads]
@@ -103,7 +109,9 @@ def cells(
     rows = [[*names, "runs", *metrics]]
     for group in groups:
         row = [told(value) for value in group.values]
-        row.append(str(len(group.runs)))
+        row.append(f"{len(group.runs)}")
+        if group.unfinished:
+            row[-1] += f" ({group.unfinished} unfinished)"
         for metric in metrics:
             spread = group.spread(metric)
             some = 0 < spread.runs < len(group.runs)

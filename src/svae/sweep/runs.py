@@ -88,6 +88,10 @@ class Run:
     def failed(self) -> bool:
         return self.status.state == "failed"
 
+    @property
+    def finished(self) -> bool:
+        return self.status.state == "finished"
+
 
 def find_runs(names: Sequence[str]) -> list[str]:
     """The run directories that names stand for, each once.
