@@ -207,17 +207,16 @@ class Hinge(ImageDataModule):
     def _signal_std(self, molecule: Molecule) -> float:
         """The standard deviation of the signal within the mask (class docstring)."""
         conformations = torch.linspace(0, 1, _REFERENCES)
-        still = torch.zeros(_REFERENCES)
-        upright = self._draw(molecule, conformations, still, torch.zeros(_REFERENCES, 2), None)
+        still, middle = torch.zeros(_REFERENCES), torch.zeros(_REFERENCES, 2)
+        upright = self._draw(molecule, conformations, still, middle, None)
         inside = upright.amax(0) >= MASK_LEVEL * upright.max()
         if self.defocus is None:
             signals = [upright]
         else:
             defoci = torch.linspace(*self.defocus, _REFERENCES)
-            params = self._ctf_params(defoci, still, 0.0)
             signals = [
-                self._draw(molecule, conformations, still, torch.zeros(_REFERENCES, 2), params)
-                for params in params.unsqueeze(1).expand(-1, _REFERENCES, -1)
+                self._draw(molecule, conformations, still, middle, params.expand(_REFERENCES, -1))
+                for params in self._ctf_params(defoci, still, 0.0)
             ]
         within = torch.cat(signals)[:, inside].double()
         return within.var(1, correction=0).mean().sqrt().item()
