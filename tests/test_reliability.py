@@ -229,8 +229,8 @@ def poisoned(monkeypatch):
     def poison(kind: str, step: int, images: list[int]) -> None:
         training_elbo = SpatialVAE.training_elbo
 
-        def poisoned_elbo(self, image, noise, epoch):
-            elbo = training_elbo(self, image, noise, epoch)
+        def poisoned_elbo(self, image, noise, epoch, *, ctf=None):
+            elbo = training_elbo(self, image, noise, epoch, ctf=ctf)
             chosen = torch.isin(noise.index, torch.tensor(images)).nonzero().flatten()
             if noise.step >= step and len(chosen):
                 weight = next(self.parameters()).sum()
