@@ -69,7 +69,7 @@ TARGET_VAE = re.compile(r"target_vae|table2_\w+_p\d+")
 #: Added by data set.
 OF_DATA = {
     "images": (),
-    "particles": ("dataset.size=16",),
+    "particles": ("dataset.size=12",),
     "hinge": ("dataset.train_images=40", "dataset.val_images=10", "dataset.test_images=20"),
     "rot_digits": ("dataset.train_copies=1", "dataset.eval_copies=1"),
     "mnist": ("dataset.val_images=10",),
