@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["at_least", "image_shape_of", "one_of", "positive"]
+__all__ = ["at_least", "image_shape_of", "not_negative", "one_of", "positive"]
 
 
 def at_least(name: str, value: int, minimum: int) -> int:
@@ -18,6 +18,13 @@ def positive(name: str, value: float) -> float:
     if not number or not 0 < value < float("inf"):
         raise ValueError(f"{name}: expected a number above 0, got {value!r}")
     return float(value)
+
+
+def not_negative(name: str, value: float) -> float:
+    """`value`, if it is a finite number of at least 0."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+    return value
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:

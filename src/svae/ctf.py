@@ -117,6 +117,15 @@ class CTF:
         """The same on a device."""
         return CTF(self.params.to(device), self.applied.to(device))
 
+    def turned(self, psi_deg: Tensor) -> CTF:
+        """The CTF as it is seen in the images turned by RELION's angle (B,) in degrees.
+
+        Both angles run from growing columns to growing rows.
+        """
+        params = self.params.clone()
+        params[:, CTF_PARAMS.index("astigmatism_deg")] += psi_deg.to(params)
+        return CTF(params, self.applied)
+
     def filtered(self, images: Tensor, padding: int = 1) -> Tensor:
         """Images as the microscope shows them.
 

@@ -131,8 +131,8 @@ class Jobs(Callback):
             # Hydra keeps what each job returned until the last one is done, two configs in each.
             job_return.cfg = job_return.hydra_cfg = None
             # A module and its trainer refer to each other, so that the memory of a job's model,
-            # on a GPU too, would be kept until Python looks for such circles on its own.
-            # What a signal raises in a `__del__` is ignored: it is noted, and comes afterwards.
+            # on a GPU too, would be kept until Python looks for such circles on its own. What a
+            # signal raises in a `__del__` is ignored: it is noted, and comes afterwards.
             with Signals() as asked:
                 gc.collect()
             if asked.received is not None:

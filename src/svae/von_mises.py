@@ -3,7 +3,7 @@ r"""The von Mises distribution: a concentrated angle on the circle.
 .. math:: p(\theta) = \frac{\exp(\kappa \cos(\theta - \mu))}{2 \pi I_0(\kappa)}
 
 Everything is computed in float64, from a uniform angle (:math:`\kappa = 0`) to
-:math:`\kappa = 10^{12}` and beyond, a thousandth of a millidegree.
+:math:`\kappa = 10^{12}`, a standard deviation of a millionth of a radian.
 
 Samples are the quantiles of uniform noise, found by Newton's method on the distribution function
 

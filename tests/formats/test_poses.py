@@ -6,7 +6,7 @@ import torch
 from tests.blobs import correlation, image_of, relion_aligned
 
 from svae.datasets.particle_pixels import fourier_crop
-from svae.formats.poses import from_relion, to_relion
+from svae.formats.poses import to_relion
 from svae.geometry import pixel_size
 
 THETA = np.deg2rad([0.0, 35.0, -120.0, 179.0, 400.0])
@@ -46,17 +46,6 @@ def test_after_a_fourier_crop_they_are_those_of_the_particle_in_the_file(size, s
         if i == 3:
             moved = relion_aligned(stored, psi[i], wrong)
             assert correlation(moved, reference) < 0.995
-
-
-def test_and_back():
-    for size in (20, 21):
-        theta, shift = from_relion(
-            *to_relion(THETA, shifts(size), size, size, 1.7), size, size, 1.7
-        )
-        np.testing.assert_allclose(np.exp(1j * theta), np.exp(1j * THETA), atol=1e-12)
-        np.testing.assert_allclose(shift, shifts(size), atol=1e-12)
-    assert theta.min() >= -np.pi
-    assert theta.max() < np.pi
 
 
 def test_signs_and_units():

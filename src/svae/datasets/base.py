@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pytorch_lightning as pl
@@ -24,6 +25,8 @@ __all__ = [
     "InMemory",
     "Loader",
     "read_ahead",
+    "split_index",
+    "split_numbers",
     "split_rows",
 ]
 
@@ -88,6 +91,32 @@ def split_rows(count: int, val: float, test: float, seed: int) -> dict[str, Tens
         "val": order[:vals],
         "test": order[vals : vals + tests],
     }
+
+
+def split_index(
+    index: Tensor, fractions: tuple[float, float], seed: int, path: Path
+) -> dict[str, Tensor]:
+    """Numbers of images (N,) shared out over the splits by `split_rows`.
+
+    Raises:
+        ValueError: There are too few; the message names `path`, where they come from.
+    """
+    try:
+        parts = split_rows(len(index), *fractions, seed)
+    except ValueError as error:
+        raise ValueError(f"dataset.path: {path}: {error}") from None
+    return {name: index[part] for name, part in parts.items()}
+
+
+def split_numbers(splits: Mapping[str, Tensor], count: int) -> Tensor:
+    """The place in `SPLITS` of each of the images 0 to `count` - 1, int64, by those of each split.
+
+    It is 0 for images that are in none.
+    """
+    numbers = torch.zeros(count, dtype=torch.int64)
+    for number, name in enumerate(SPLITS):
+        numbers[splits[name]] = number
+    return numbers
 
 
 class InMemory(Dataset[Batch]):

@@ -10,12 +10,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from svae.checks import at_least
-from svae.datasets.base import SPLITS, Batch, ImageDataModule, ImageSource, split_rows
+from svae.checks import at_least, not_negative
+from svae.datasets.base import (
+    SPLITS,
+    Batch,
+    ImageDataModule,
+    ImageSource,
+    split_numbers,
+    split_rows,
+)
 from svae.datasets.picture_files import PictureFiles, Unusable, list_pictures
 from svae.datasets.picture_pixels import Shaping
 from svae.datasets.pictures import in_threads, unusable
-from svae.datasets.posed import not_negative
 from svae.geometry import pixel_size
 from svae.noise import Noise
 from svae.paths import data_dir as default_data_dir
@@ -133,10 +139,7 @@ class GalaxyZoo(ImageDataModule):
         known = self._everyone()
         tensors = dict(known.tensors)
         if len(known) >= len(SPLITS):
-            split = torch.empty_like(tensors["index"])
-            for number, rows in enumerate(self._split(len(known)).values()):
-                split[rows] = number
-            tensors["split"] = split
+            tensors["split"] = split_numbers(self._split(len(known)), len(known))
         return ByteImages(known.pixels, tensors)
 
     def found(self) -> dict[str, Any]:
@@ -148,8 +151,7 @@ class GalaxyZoo(ImageDataModule):
         return 3, self.size, self.size
 
     def _split(self, count: int) -> dict[str, Tensor]:
-        parts = split_rows(count, *self.fractions, self.seed)
-        return {name: parts[name] for name in SPLITS}
+        return split_rows(count, *self.fractions, self.seed)
 
     def _everyone(self) -> ByteImages:
         """The usable images in the order of their index, with the shift of each."""

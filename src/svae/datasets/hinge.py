@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svae.checks import at_least, one_of, positive
+from svae.checks import at_least, not_negative, one_of, positive
 from svae.ctf import ctf
 from svae.datasets.base import Batch, ImageDataModule
-from svae.datasets.posed import RandomAngles, not_negative
+from svae.datasets.posed import RandomAngles
 from svae.geometry import pixel_size, rotate
 from svae.noise import Noise
 from svae.simulation import Molecule, between_structures, project, resolution_std, two_domains

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from svae.checks import at_least, one_of, positive
-from svae.datasets.base import SPLITS, Batch, ImageDataModule, ImageSource, split_rows
+from svae.datasets.base import (
+    SPLITS,
+    Batch,
+    ImageDataModule,
+    ImageSource,
+    split_index,
+    split_numbers,
+    split_rows,
+)
 from svae.datasets.picture_arrays import ArrayFile
 from svae.datasets.picture_files import (
     SUFFIXES,
@@ -160,10 +168,7 @@ class Images(ImageDataModule):
         self._survey = survey
         tensors = {"index": survey.rows} | self._known(survey.rows)
         if survey.splits is not None:
-            split = torch.zeros(len(pictures.source), dtype=torch.int64)
-            for number, name in enumerate(SPLITS):
-                split[survey.splits[name]] = number
-            tensors["split"] = split[survey.rows]
+            tensors["split"] = split_numbers(survey.splits, len(pictures.source))[survey.rows]
         return PicturesOnDisk(pictures, survey.normalization, tensors)
 
     def found(self) -> dict[str, Any]:
@@ -199,11 +204,7 @@ class Images(ImageDataModule):
         return {} if self._labels is None else {"label": self._labels[rows]}
 
     def _split(self, rows: Tensor) -> dict[str, Tensor]:
-        try:
-            parts = split_rows(len(rows), *self.fractions, self.seed)
-        except ValueError as error:
-            raise ValueError(f"dataset.path: {self.path}: {error}") from None
-        return {name: rows[part] for name, part in parts.items()}
+        return split_index(rows, self.fractions, self.seed, self.path)
 
     def _split_if_enough(self, rows: Tensor) -> dict[str, Tensor] | None:
         return self._split(rows) if len(rows) >= len(SPLITS) else None

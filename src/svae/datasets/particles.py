@@ -20,12 +20,14 @@ from svae.datasets.base import (
     ImageDataModule,
     ImageSource,
     read_ahead,
+    split_index,
+    split_numbers,
     split_rows,
 )
 from svae.datasets.particle_pixels import Preparation, cropped_pixel_size, fourier_crop
 from svae.distributed import following
 from svae.errors import one_line
-from svae.formats.particles import BAD_CTF, ParticleReader, ParticleSet, read_particles
+from svae.formats.particles import BAD_CTF, ParticleReader, ParticleSet, has_ctf, read_particles
 
 __all__ = ["CTF_HANDLING", "ParticleImages", "Particles"]
 
@@ -33,9 +35,6 @@ log = logging.getLogger(__name__)
 
 #: What is done about the contrast transfer function.
 CTF_HANDLING = ("none", "phase_flip", "forward")
-
-#: Where a table has a CTF, it has one of these.
-_DEFOCUS = ("rlnDefocusU", "ctf/df1_A")
 
 #: How many numbers are read at once where every pixel is looked at.
 _AT_ONCE = 2**22
@@ -240,10 +239,7 @@ class Particles(ImageDataModule):
         self._settle(usable if splits is None else splits["train"])
         images = self._images(usable)
         if splits is not None:
-            split = torch.zeros(len(self.particles), dtype=torch.int64)
-            for number, name in enumerate(SPLITS):
-                split[splits[name]] = number
-            images.tensors["split"] = split[usable]
+            images.tensors["split"] = split_numbers(splits, len(self.particles))[usable]
         return images
 
     def found(self) -> dict[str, Any]:
@@ -259,8 +255,7 @@ class Particles(ImageDataModule):
         if size is not None:
             fourier_crop(torch.zeros(1, particles.height, particles.width), size)
         if self.ctf == "none":
-            table = particles.table
-            if table is not None and any(table.column(name) is not None for name in _DEFOCUS):
+            if particles.table is not None and has_ctf(particles.table):
                 log.info(
                     "dataset.ctf=none: the CTF in %s is not used (by phase_flip or forward it is)",
                     self.path,
@@ -310,11 +305,7 @@ class Particles(ImageDataModule):
         return ParticleImages(self.particles, self.preparation, tensors, flip)
 
     def _split(self, index: Tensor) -> dict[str, Tensor]:
-        try:
-            parts = split_rows(len(index), *self.fractions, self.seed)
-        except ValueError as error:
-            raise ValueError(f"dataset.path: {self.path}: {error}") from None
-        return {name: index[part] for name, part in parts.items()}
+        return split_index(index, self.fractions, self.seed, self.path)
 
     def _settle(self, deciding: Tensor) -> None:
         """Decide what was left open of the preparation, by a sample of some of the images."""

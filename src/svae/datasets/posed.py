@@ -7,19 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from svae.checks import at_least, one_of
+from svae.checks import at_least, not_negative, one_of
 from svae.datasets.base import Batch, ImageDataModule
 from svae.geometry import pixel_size, transform_image
 from svae.noise import Noise
 
-__all__ = ["PosedImages", "RandomAngles", "not_negative"]
-
-
-def not_negative(name: str, value: float) -> float:
-    """`value`, if it is a finite number of at least 0."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
-    return value
+__all__ = ["PosedImages", "RandomAngles"]
 
 
 class RandomAngles:

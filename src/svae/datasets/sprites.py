@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from svae.checks import at_least, one_of, positive
+from svae.checks import at_least, not_negative, one_of, positive
 from svae.datasets.base import Batch, ImageDataModule
-from svae.datasets.posed import RandomAngles, not_negative
+from svae.datasets.posed import RandomAngles
 from svae.geometry import pixel_grid, pixel_size, to_object_frame
 from svae.noise import Noise
 

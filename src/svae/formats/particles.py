@@ -23,7 +23,7 @@ from svae.formats.cryosparc import CsTable, read_cs
 from svae.formats.indices import SUFFIXES, read_indices
 from svae.formats.star import StarTable, read_star
 
-__all__ = ["BAD_CTF", "ParticleReader", "ParticleSet", "read_particles"]
+__all__ = ["BAD_CTF", "STAR_CTF", "ParticleReader", "ParticleSet", "has_ctf", "read_particles"]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,9 @@ _CTF = {
     "phase_shift_deg": _Known("rlnPhaseShift", "ctf/phase_shift_rad", -720, 720, 0.0),
     "b_factor_A2": _Known("rlnCtfBfactor", "ctf/bfactor", -1e4, 1e5, 0.0),
 }
+
+#: The column of a star that holds each parameter of the CTF.
+STAR_CTF = {name: known.star for name, known in _CTF.items()}
 
 
 @dataclass
@@ -110,6 +113,13 @@ class ParticleSet:
             applied=self.applied[chosen],
             rows=self.rows[chosen],
         )
+
+
+def has_ctf(table: StarTable | CsTable) -> bool:
+    """Whether a table says something of the CTF: a defocus, if nothing else."""
+    defoci = (_CTF["defocus_u_A"], _CTF["defocus_v_A"])
+    tags = [known.star if isinstance(table, StarTable) else known.cs for known in defoci]
+    return any(table.column(tag) is not None for tag in tags)
 
 
 class ParticleReader:
@@ -373,7 +383,7 @@ def _listed_star(path: Path, with_ctf: bool) -> _Listed:
     for value, tag in ((1, "rlnCtfDataArePhaseFlipped"), (2, "rlnCtfDataAreCtfPremultiplied")):
         if (done := numbers(tag)) is not None:
             listed.applied[done > 0] = value
-    if with_ctf and any(table.column(tag) is not None for tag in ("rlnDefocusU", "rlnDefocusV")):
+    if with_ctf and has_ctf(table):
         ctf = {name: numbers(known.star) for name, known in _CTF.items()}
         listed.ctf, listed.missing = _completed(ctf, len(place), [k.star for k in _CTF.values()])
     return listed

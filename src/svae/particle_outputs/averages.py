@@ -8,8 +8,6 @@ from svae.ctf import CTF, ctf
 
 __all__ = ["Averages", "squared_ctf"]
 
-_ANGLE = 2  # of `svae.ctf.CTF_PARAMS`
-
 
 class Averages:
     r"""Means of groups of aligned particles, a batch at a time.
@@ -60,7 +58,4 @@ class Averages:
 
 def squared_ctf(of: CTF, psi_deg: Tensor, size: int) -> Tensor:
     """The squared CTFs of particles as seen once these are turned by `psi_deg`: (B, N, N//2+1)."""
-    params = of.params.clone()
-    # Both angles run from growing columns to growing rows.
-    params[:, _ANGLE] += psi_deg.to(params)
-    return ctf(params, size, size, of.applied).square()
+    return ctf(of.turned(psi_deg).params, size, size, of.applied).square()

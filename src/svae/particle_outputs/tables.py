@@ -5,23 +5,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from svae.formats.cryosparc import CsTable
-from svae.formats.particles import ParticleSet
+from svae.formats.particles import STAR_CTF, ParticleSet
 from svae.formats.star import StarTable, new_star
 
 __all__ = ["Found", "check_units", "cs_table", "model_classes", "new_table", "star_table"]
 
-_PER_GROUP = {
-    "rlnVoltage": "voltage_kV",
-    "rlnSphericalAberration": "cs_mm",
-    "rlnAmplitudeContrast": "amplitude_contrast",
-}
-_PER_PARTICLE = {
-    "rlnDefocusU": "defocus_u_A",
-    "rlnDefocusV": "defocus_v_A",
-    "rlnDefocusAngle": "astigmatism_deg",
-    "rlnPhaseShift": "phase_shift_deg",
-    "rlnCtfBfactor": "b_factor_A2",
-}
+#: Of the CTF, what particles of one optics group share in a star of RELION 3.1.
+_PER_GROUP = ("voltage_kV", "cs_mm", "amplitude_contrast")
 
 
 @dataclass(frozen=True)
@@ -141,11 +131,11 @@ def new_table(particles: ParticleSet) -> StarTable:
     names = [f"{i + 1:06d}@{stack}" for i, stack in zip(particles.place, stacks, strict=True)]
     columns: dict[str, np.ndarray | list[str]] = {"rlnImageName": names}
     ctf = particles.ctf or {}
-    columns |= {tag: ctf[name] for tag, name in _PER_PARTICLE.items() if name in ctf}
+    columns |= {tag: ctf[n] for n, tag in STAR_CTF.items() if n in ctf and n not in _PER_GROUP}
     if particles.pixel_size is None:
         return StarTable([replace(new_star(columns, {}).loops[1], block="images", comment="")], 0)
     shared = {"rlnImagePixelSize": particles.pixel_size}
-    shared |= {tag: ctf[name] for tag, name in _PER_GROUP.items() if name in ctf}
+    shared |= {STAR_CTF[name]: ctf[name] for name in _PER_GROUP if name in ctf}
     values, group = np.unique(np.stack(list(shared.values()), 1), axis=0, return_inverse=True)
     columns["rlnOpticsGroup"] = group.reshape(-1) + 1
     numbers = np.arange(1, len(values) + 1)
