@@ -22,7 +22,7 @@ from torch.testing import assert_close
 
 import svae.evaluate
 import svae.train
-from svae.distributed import free_port, leaving_nothing, one_at_a_time
+from svae.distributed import Line, Place, free_port, leaving_nothing, one_at_a_time
 from svae.paths import conf_dir
 from svae.signals import Signals
 from svae.status import read_status
@@ -325,6 +325,32 @@ def test_a_mistake_is_told_once_and_before_others_are_started(folder, capfd):
     assert ended.value.code == 2
     shown = "".join(capfd.readouterr())
     assert shown.count("4 machines need a program that starts the processes on each") == 1
+
+
+FOLLOWER = """
+import threading, time
+from svae import distributed
+
+hear = distributed.Line.hear
+
+def hear_late(line, number):
+    message = hear(line, number)
+    if threading.current_thread() is not threading.main_thread():
+        time.sleep(1)
+    return message
+
+distributed.Line.hear = hear_late
+assert distributed.follow(lambda cfg: None) == 0
+assert threading.active_count() == 1
+"""
+
+
+def test_no_thread_is_left_in_torch_when_python_shuts_down(folder):
+    first = Line(Place(0, 2, "127.0.0.1", 0))
+    process = start("-c", FOLLOWER, SVAE_PROCESS=f"1/2/{first.port}")
+    first.tell({"environment": {}, "log": "", "config": {}})
+    first.dismiss()
+    assert process.wait(60) == 0
 
 
 @pytest.mark.slow

@@ -86,6 +86,7 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
         (["ckpt_path=nowhere/last.ckpt"], "nowhere/last.ckpt does not exist"),
         (["seed=null"], "seed: expected int, got None"),
         (["test='no'"], "test: expected bool, got 'no'"),
+        (["+callbacks.mine.rate=1"], "callbacks.mine: expected an object with a _target_, got"),
         (["compile=fast"], "compile: expected bool, got 'fast'"),
         (["optimizer.lr=-1"], "lr: expected a number above 0, got -1"),
         (["scheduler.warmup=2"], "warmup: expected a fraction"),

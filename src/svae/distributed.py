@@ -245,6 +245,7 @@ def follow(task: Callable[[DictConfig], Any]) -> int:
     log_to("", here.rank)
     line = _line = Line(here)
     line.sign("here")
+    watcher = None
     try:
         while message := line.hear(line.number):
             line.number += 1
@@ -253,12 +254,16 @@ def follow(task: Callable[[DictConfig], Any]) -> int:
             os.environ.update(message["environment"])
             log_to(message["log"], here.rank)
             line.at_work = True
-            with watching_the_first(here, line.number), leaving_nothing():
+            with watching_the_first(here, line.number) as watcher, leaving_nothing():
                 try:
                     task(OmegaConf.create(message["config"]))
                 except UserError:
                     if line.at_work:
                         raise  # else all processes found it together, and the first one tells it
+        if watcher is not None:
+            # It heard the same last message. A thread that comes back from torch when Python is
+            # already shutting down aborts the whole process.
+            watcher.join(GRACE)
         status = 0
     except UserError as error:
         line.fail(str(error))
@@ -286,8 +291,12 @@ def log_to(file: str, rank: int) -> None:
 
 
 @contextmanager
-def watching_the_first(here: Place, number: int) -> Iterator[None]:
-    """End this process, in the middle of whatever it does, soon after the first one left it."""
+def watching_the_first(here: Place, number: int) -> Iterator[threading.Thread]:
+    """End this process, in the middle of whatever it does, soon after the first one left it.
+
+    Yields:
+        The thread that watches; it ends when the first process has sent message `number`.
+    """
     done = threading.Event()
     line = Line(here)  # one connection waits for one answer
 
@@ -301,9 +310,10 @@ def watching_the_first(here: Place, number: int) -> Iterator[None]:
                 line.sign("gone")
             os._exit(DESERTED)
 
-    threading.Thread(target=watch, daemon=True, name="watching-the-first-process").start()
+    watcher = threading.Thread(target=watch, daemon=True, name="watching-the-first-process")
+    watcher.start()
     try:
-        yield
+        yield watcher
     finally:
         done.set()
 

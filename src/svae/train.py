@@ -314,12 +314,12 @@ def prepare(
             check_resumed(cfg)
         check_epochs(ckpt_path, cfg.trainer.max_epochs)
 
-    callbacks = list(instantiate(cfg.callbacks, "callbacks").values())
+    callbacks = objects(cfg.callbacks, "callbacks")
     if not cfg.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     last = only(LastCheckpoint, callbacks)
     callbacks.append(BetweenSteps(signals, last))
-    loggers = list(instantiate(cfg.logger, "logger").values())
+    loggers = objects(cfg.logger, "logger")
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
         "trainer",
@@ -392,6 +392,18 @@ def check_memory(module: VAEModule, trainer: DictConfig, images: float) -> None:
             "model.encoder.stride, fewer model.encoder.channels or rotations, or a smaller "
             "dataset.batch_size"
         )
+
+
+def objects(section: DictConfig, where: str) -> list[Any]:
+    """The objects that a section of the config names, one for each key that is not null.
+
+    Raises:
+        ValueError: A key has something else.
+    """
+    for name, node in section.items():
+        if node is not None and not (isinstance(node, DictConfig) and "_target_" in node):
+            raise ValueError(f"{where}.{name}: expected an object with a _target_, got {node!r}")
+    return [made for made in instantiate(section, where).values() if made is not None]
 
 
 def numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:
