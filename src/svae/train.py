@@ -402,7 +402,7 @@ def objects(section: DictConfig, where: str) -> list[Any]:
     """
     for name, node in section.items():
         if node is not None and not (isinstance(node, DictConfig) and "_target_" in node):
-            raise ValueError(f"{where}.{name}: expected an object with a _target_, got {node!r}")
+            raise ValueError(f"{where}.{name!s}: expected an object with a _target_, got {node!r}")
     return [made for made in instantiate(section, where).values() if made is not None]
 
 
