@@ -15,7 +15,7 @@ _BLOBS = (
 )
 
 
-def image_of(size, theta=0.0, shift=(0.0, 0.0), cropped_to=None, opening=0.0):
+def image_of(size, theta=0.0, shift=(0.0, 0.0), cropped_to=None, opening=0.0, log_scale=0.0):
     """The object in an image of so many pixels, analytically.
 
     Arguments:
@@ -24,13 +24,14 @@ def image_of(size, theta=0.0, shift=(0.0, 0.0), cropped_to=None, opening=0.0):
         shift: Its place in grid units.
         cropped_to: The pose is that in the image after it was Fourier-cropped to this side.
         opening: How far one of its parts is displaced, in grid units.
+        log_scale: The logarithm of its size.
     """
     seen = size if cropped_to is None else cropped_to
     # From the pixel that stays the centre, in pixels of the image that the pose belongs to.
     steps = (np.arange(size) - size // 2) * seen / size + seen // 2 - (seen - 1) / 2
     x, y = np.meshgrid(steps, -steps)
     coords = torch.from_numpy(np.stack((x.ravel(), y.ravel()), -1) * pixel_size(seen, seen))
-    pose = torch.tensor(float(theta), dtype=torch.float64), torch.tensor(np.array(shift, float))
+    pose = (torch.from_numpy(np.array(value, float)) for value in (theta, shift, log_scale))
     points = to_object_frame(coords, *pose).numpy()
     image = np.zeros(size * size)
     for i, (bx, by, width, height) in enumerate(_BLOBS):

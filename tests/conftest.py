@@ -11,7 +11,7 @@ from svae.generators import CoordinateMLP
 from svae.likelihoods import Bernoulli
 from svae.model import SpatialVAE
 from svae.posteriors import MeanField
-from svae.priors import Gaussian, GaussianAngle, GaussianShift
+from svae.priors import Gaussian, GaussianAngle, GaussianLogScale, GaussianShift
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,7 @@ def make_model() -> Callable[..., SpatialVAE]:
                 "z": Gaussian(z_dim),
                 "theta": GaussianAngle(45.0),
                 "shift": GaussianShift(1.4, image_shape),
+                "scale": GaussianLogScale(0.2),
             },
             "encoder": partial(MLP, hidden=16),
             "posterior": MeanField,

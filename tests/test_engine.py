@@ -70,6 +70,7 @@ def some_latents(model, samples=SAMPLES, batch=BATCH):
         torch.randn(samples, batch, model.z_dim),
         torch.randn(samples, batch),
         0.3 * torch.randn(samples, batch, 2),
+        0.2 * torch.randn(samples, batch),
     ).map(lambda value: value.to(model.grid))
 
 
@@ -84,8 +85,8 @@ def plain(model, image, latents, pixels=None):
     places = places if pixels is None else pixels.places
     values = torch.stack([target[i, places[i]] for i in range(len(image))])
     sums = []
-    for z, theta, shift in zip(latents.z, latents.theta, latents.shift, strict=True):
-        params = model.generator.pixels(to_object_frame(model.grid[places], theta, shift), z)
+    for z, *pose in zip(*latents.tensors(), strict=True):
+        params = model.generator.pixels(to_object_frame(model.grid[places], *pose), z)
         log_prob = model.likelihood.log_prob(params, values)
         sums.append((log_prob if pixels is None else log_prob * pixels.weight).sum(-1))
     return torch.stack(sums)
@@ -446,7 +447,7 @@ def test_what_is_kept_grows_neither_with_the_image_nor_with_the_width(make, give
         )
         return kept_after(function, model) - sums
 
-    of_latents = SAMPLES * BATCH * (2 + 1 + 2)
+    of_latents = SAMPLES * BATCH * (2 + 1 + 2 + 1)
     for side, hidden in ((6, 8), (20, 8), (6, 64), (20, 64)):
         assert kept(side, hidden, "engine") == of_latents
     assert kept(20, 64, "plain") > SAMPLES * BATCH * 20**2 * 64

@@ -112,6 +112,11 @@ def test_the_three_rows_and_the_pose_in_degrees_and_pixels(make_model, shown):
 
     _, aligned, generated = gallery.pose_removed(batch["image"], latents)
     assert_close(aligned, remove_pose(batch["image"], latents.theta, latents.shift))
+    sized = replace(latents, log_scale=torch.linspace(-0.3, 0.3, len(latents)))
+    _, aligned, again = gallery.pose_removed(batch["image"], sized)
+    assert_close(aligned, remove_pose(batch["image"], *sized.pose))
+    assert (aligned - remove_pose(batch["image"], *latents.pose)).abs().max() > 0.1
+    assert torch.equal(again, generated)
     assert_close(generated, upright)
 
 

@@ -12,6 +12,7 @@ def batch():
         "index": torch.tensor([5, 3, 8, 0, 1, 2]),
         "label": torch.arange(6),
         "shift": torch.randn(6, 2),
+        "scale": torch.rand(6) + 0.5,
         "symmetry": torch.tensor([1, 2, 4, 1, 2, 4]),
     }
 
@@ -28,6 +29,7 @@ def test_a_batch_is_inferred_at_the_mode(make_model, batch):
     assert_close(found.log_likelihood, expected.detach())
     assert found.index.tolist() == batch["index"].tolist()
     assert_close(found.shift, batch["shift"])
+    assert_close(found.scale, batch["scale"])
     assert found.theta is None
     assert found.symmetry.tolist() == [1, 2, 4, 1, 2, 4]
 
@@ -42,6 +44,7 @@ def test_the_representation_is_mean_and_deviation_at_the_mode(make_model, batch)
 def test_tensors_give_back_what_was_inferred(make_model, batch):
     found, _ = infer_batch(make_model().eval(), batch)
     named = found.tensors()
+    named["inferred_log_scale"] = torch.randn(6)
     assert sorted(named) == sorted(Inferred.names_in(batch, centre=True))
     again = Inferred.from_tensors(named)
     assert_close(again.tensors(), named)

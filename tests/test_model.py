@@ -21,8 +21,9 @@ from svae.likelihoods import Gaussian as GaussianLikelihood
 from svae.metrics.bounds import importance_weighted_bound
 from svae.noise import Noise
 from svae.pixels import draw_pixels
-from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle
+from svae.priors import Gaussian, GaussianAngle, GaussianLogScale, GaussianShift, UniformAngle
 
+SHAPE = (1, 9, 9)
 INDEX = torch.arange(6)
 NOISE = Noise(0, 0, INDEX)
 
@@ -41,6 +42,7 @@ VARIANTS = {
     "per-pixel noise": {"likelihood": PerPixelGaussian},
     "mask": {"likelihood": partial(Bernoulli, mask_radius_px=3.0)},
     "colour": {"image_shape": (3, 8, 10)},
+    "sizes": {"infer_scale": True},
 }
 
 
@@ -152,7 +154,8 @@ def test_as_many_pixels_as_there_are_is_the_exact_bound(make_model):
 
 def test_the_likelihood_is_that_of_the_decoded_image(make_model):
     model, images = make_model(), torch.rand(6, 1, 9, 9)
-    latents = Latents(torch.randn(6, 2), torch.randn(6), 0.3 * torch.randn(6, 2))
+    pose = torch.randn(6), 0.3 * torch.randn(6, 2), 0.3 * torch.randn(6)
+    latents = Latents(torch.randn(6, 2), *pose)
     p = model.decode(latents)
     expected = (images * p.log() + (1 - images) * (1 - p).log()).sum((1, 2, 3))
     value = model.log_likelihood(images, latents[None])
@@ -160,15 +163,21 @@ def test_the_likelihood_is_that_of_the_decoded_image(make_model):
 
 
 def test_a_decoded_image_turns_with_its_angle(make_model):
-    """What decode draws at a pose is what it draws upright, turned and moved as an image."""
+    """What decode draws at a pose is what it draws upright, transformed as an image."""
     model = make_model(image_shape=(1, 41, 41))
     # A generator that is a smooth blob off the centre, without sharp edges.
     model.generator = Blob()
     upright = Latents(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 2))
     theta, shift = torch.tensor([0.7]), torch.tensor([[0.2, -0.1]])
-    posed = model.decode(Latents(upright.z, theta, shift))
-    expected = transform_image(model.decode(upright), theta, shift)
-    assert_close(posed, expected, atol=0.01, rtol=0)
+    for log_scale in (None, torch.tensor([0.3]), torch.tensor([-0.2])):
+        latents = Latents(upright.z, theta, shift, log_scale)
+        expected = transform_image(model.decode(upright), theta, shift, log_scale)
+        # Of a smaller object, the image holds what lies outside of that of the model's own size.
+        inner = slice(6, -6)
+        posed, expected = (x[..., inner, inner] for x in (model.decode(latents), expected))
+        assert_close(posed, expected, atol=0.015, rtol=0)
+    other = model.decode(Latents(upright.z, theta, shift))
+    assert (other[..., inner, inner] - posed).abs().max() > 0.1
 
 
 class Blob(torch.nn.Module):
@@ -197,6 +206,8 @@ def test_the_centre_lies_where_the_pose_takes_the_middle_of_the_object(make_mode
     centre = model.centre(Latents(z, theta, shift))
     fiftieth = pixel_size(41, 41) / 50
     assert_close(centre, shift + rotate(z, theta), atol=fiftieth, rtol=0)
+    larger = model.centre(Latents(z, theta, shift, torch.full((4,), math.log(1.5))))
+    assert_close(larger, shift + 1.5 * rotate(z, theta), atol=1.5 * fiftieth, rtol=0)
     by_hand = torch.tensor([[0.3, 0.1], [0.05 - 0.1, 0.3 - 0.2]])
     assert_close(centre[:2], by_hand, atol=fiftieth, rtol=0)
 
@@ -388,6 +399,54 @@ def test_the_bound_does_not_depend_on_the_batch(make_model):
     assert_close(part, whole[2:4])
 
 
+def test_a_size_that_is_not_inferred_changes_nothing(make_model):
+    """The same weights, noise and numbers to the last bit, with or without a prior on it."""
+    images = torch.rand(6, 1, 9, 9)
+    prior = {"z": Gaussian(2), "theta": GaussianAngle(45.0), "shift": GaussianShift(1.4, SHAPE)}
+    found = []
+    for options in ({}, {"prior": prior}, {"infer_scale": True}):
+        torch.manual_seed(0)
+        model = make_model(**options)
+        q = model.infer(images)
+        found.append((model.state_dict(), model.elbo(images, NOISE, q=q), q.mode()))
+    (weights, elbo, mode), (same_weights, same, _), (more_weights, other, sized) = found
+    assert weights.keys() == same_weights.keys() == more_weights.keys()
+    assert all(torch.equal(value, same_weights[name]) for name, value in weights.items())
+    assert torch.equal(elbo.value, same.value)
+    assert set(elbo.kl) == {"z", "theta", "shift"}
+    assert not mode.log_scale.any()
+    # Two numbers more, and a term.
+    assert len(more_weights["posterior.head.bias"]) == len(weights["posterior.head.bias"]) + 2
+    assert set(other.kl) == {"z", "theta", "shift", "scale"}
+    assert sized.log_scale.all()
+
+
+def test_a_size_is_found_by_ascending_the_bound(make_model):
+    """Of one object in two sizes, by a posterior alone: the generator is known."""
+    model = make_model(
+        (1, 21, 21), z_dim=0, infer_theta=False, infer_shift=False, infer_scale=True,
+        prior={"z": Gaussian(0), "scale": GaussianLogScale(0.5)},
+        likelihood=partial(GaussianLikelihood, std=0.1),
+    )  # fmt: skip
+    model.generator = Ring()
+    log_scale = torch.tensor([-0.25, 0.25]).repeat(3)
+    known = Latents(torch.zeros(6, 0), torch.zeros(6), torch.zeros(6, 2), log_scale)
+    images = model.decode(known)
+    optimizer = torch.optim.Adam(model.posterior.parameters(), 0.03)
+    for step in range(80):
+        optimizer.zero_grad()
+        model.training_elbo(images, Noise(0, step, INDEX), 0).objective().mean().neg().backward()
+        optimizer.step()
+    assert_close(model.encode(images).log_scale, log_scale, atol=0.03, rtol=0)
+
+
+class Ring(torch.nn.Module):
+    coordinate_based = True
+
+    def forward(self, coords, z):
+        return torch.exp(-20 * (coords.norm(dim=-1, keepdim=True) - 0.5) ** 2)
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -398,6 +457,16 @@ def test_the_bound_does_not_depend_on_the_batch(make_model):
         ({"infer_theta": False, "augment_rotation": True}, "augment_rotation"),
         ({"pose_candidates": 0}, "pose_candidates"),
         ({"prior": {"z": Gaussian(2)}}, "prior.*theta, shift"),
+        ({"prior": any_angle(), "infer_scale": True}, "prior: expected one for scale"),
+        (
+            {
+                "generator": partial(PixelMLP, hidden=4),
+                "infer_theta": False,
+                "infer_shift": False,
+                "infer_scale": True,
+            },
+            "infer_scale: expected false, because the generator PixelMLP has no coordinates",
+        ),
         (
             {
                 "generator": partial(PixelMLP, hidden=4),

@@ -53,6 +53,7 @@ def test_latents_that_are_not_finite_do_not_cost_the_other_results(
         "inferred_z": torch.zeros(3, 2),
         "inferred_theta": torch.tensor([0.0, float("nan"), 1.0]),
         "inferred_shift": torch.zeros(3, 2),
+        "inferred_log_scale": torch.zeros(3),
         "log_likelihood": torch.zeros(3),
         "representation": torch.zeros(3, 4),
         "centre": torch.zeros(3, 2),
@@ -142,6 +143,25 @@ def test_a_model_without_shifts_has_no_centres(make_model, batch, monkeypatch):
     assert module.inferred.centre is None
     assert not any("shift" in name or "centre" in name for name in metrics)
     assert "test/theta_relative_error_deg" in metrics
+
+
+@pytest.mark.parametrize("infers", [True, False])
+def test_sizes_are_compared_where_they_are_inferred_and_known(
+    make_model, batch, monkeypatch, infers
+):
+    module = module_of(
+        make_model(infer_scale=infers), batch | {"scale": torch.rand(40) + 0.5}, iwae_samples=0
+    )
+    batch = batch | {"scale": torch.rand(40) + 0.5}
+    with torch.no_grad():
+        module.test_step(batch, 0)
+    metrics = end_test(module, monkeypatch)
+    assert ("test/scale_correlation" in metrics) == infers
+    if infers:
+        log_scale = module.model.encode(batch["image"]).log_scale
+        expected = torch.corrcoef(torch.stack((log_scale, batch["scale"].log())))[0, 1]
+        assert metrics["test/scale_correlation"] == pytest.approx(expected.item(), abs=1e-5)
+        assert module.inferred.scale.tolist() == batch["scale"].tolist()
 
 
 def test_only_a_test_finds_centres(make_model, batch, monkeypatch):

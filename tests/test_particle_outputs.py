@@ -1,6 +1,7 @@
 """What `svae.encode` writes of particles: poses, classes, averages, and whose they are."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import gemmi
@@ -17,7 +18,7 @@ import svae.train
 from svae.ctf import CTF
 from svae.datasets.particle_pixels import Preparation
 from svae.encoders import GroupConv
-from svae.formats.cryosparc import read_cs
+from svae.formats.cryosparc import CsTable, read_cs
 from svae.formats.mrc import write_stack
 from svae.formats.particles import ParticleReader, read_particles
 from svae.formats.poses import to_relion
@@ -31,6 +32,7 @@ from svae.particle_outputs import (
     Groups,
     ParticleOutputs,
     align,
+    cs_table,
     squared_ctf,
     star_table,
 )
@@ -244,6 +246,7 @@ def test_a_cs_comes_back_as_one(tmp_path, make_model):
         np.save(file, records)
     write_outputs(make_model, tmp_path / "out", tmp_path / "in" / "in.cs", order, 20, 20)
     found = read_cs(tmp_path / "out" / "particles.cs").records
+    assert not any("scale" in name for name in found.dtype.names)
     for name in ("uid", "blob/path", "blob/idx", "other/field"):
         np.testing.assert_array_equal(found[name], records[name])
     psi, offset = to_relion(*(values[order] for values in poses(20)[:2]), 20, 20)
@@ -411,7 +414,36 @@ def test_right_angles_move_pixels_and_noise_stays_what_it_is():
     assert abs(neighbours) < 0.03
 
 
+@pytest.mark.parametrize("size", [40, 41])
+def test_sizes_are_removed_with_the_pose(size):
+    """In the end, about the middle of the image: RELION's angle and offset stay what they are."""
+    theta, shift, _ = poses(size)
+    log_scale = np.linspace(-0.3, 0.3, COUNT)
+    images = [
+        image_of(size, *pose[:2], log_scale=pose[2])
+        for pose in zip(theta, shift, log_scale, strict=True)
+    ]
+    images = torch.from_numpy(np.stack(images)).float()
+    psi, offset = (torch.from_numpy(v) for v in to_relion(theta, shift, size, size))
+    aligned = align(images, psi, offset, torch.from_numpy(log_scale))
+    unsized = align(images, psi, offset)
+    for image, other, s in zip(aligned, unsized, log_scale, strict=True):
+        assert correlation(image, image_of(size)) > 0.999
+        assert correlation(other, image_of(size, log_scale=s)) > 0.999
+        assert image.std() == pytest.approx(image_of(size).std(), rel=0.02)
+    torch.testing.assert_close(align(images, psi, offset, torch.zeros(COUNT)), unsized)
+    noise = torch.randn(40, size, size)
+    still = torch.zeros(40), torch.zeros(40, 2)
+    inner = align(noise, *still, torch.linspace(-0.3, 0.3, 40))[:, 8:-8, 8:-8]
+    assert inner.var() == pytest.approx(1, abs=0.06)
+
+
 def test_what_comes_from_outside_is_the_mean_of_the_rim():
+    for size in (12, 17):
+        images = torch.full((2, size, size), 5.0)
+        sized = torch.tensor([0.3, -0.3])
+        found = align(images, torch.tensor([30.0, -70.0]), torch.ones(2, 2), sized)
+        torch.testing.assert_close(found, images)
     images = torch.full((1, 12, 12), 5.0)
     torch.testing.assert_close(align(images, torch.tensor([30.0]), torch.ones(1, 2)), images)
     with pytest.raises(ValueError, match=r"square images.*got \(1, 12, 10\)"):
@@ -450,6 +482,55 @@ def test_a_ctf_turns_with_its_image():
     power = torch.fft.rfft2(turned).abs().square()[..., : size // 3]
     assert correlation(power, squared_ctf(known, psi, size)[..., : size // 3]) > 0.95
     assert correlation(power, squared_ctf(known, -psi, size)[..., : size // 3]) < 0.8
+
+
+@pytest.mark.parametrize("log_scale", [0.2, -0.2])
+def test_a_ctf_is_resized_with_its_image(log_scale):
+    size, still, scale = 65, (torch.zeros(1), torch.zeros(1, 2)), torch.tensor([log_scale])
+    params = torch.tensor([[9000.0, 5000, 20, 300, 2.7, 0.1, 0, 6.0, 200]])
+    known = CTF(params, torch.zeros(1, dtype=torch.long))
+    point = torch.zeros(1, 1, size, size)
+    point[..., size // 2, size // 2] = 1
+    resized = align(known.filtered(point)[:, 0], *still, scale)
+    # Frequencies that are in the image before and after.
+    low = (torch.fft.fftfreq(size).abs() < 0.3)[:, None] & (torch.fft.rfftfreq(size) < 0.3)
+    # A point of the image is smaller than one of the object, and fainter, where that is larger.
+    power = torch.fft.rfft2(resized).abs().square()[:, low] * math.exp(4 * log_scale)
+
+    def error(*sizes):
+        return (power - squared_ctf(known, still[0], size, *sizes)[:, low]).square().mean()
+
+    assert error(scale) < 0.1 * error()
+    assert error(scale) < 0.1 * error(-scale)
+
+
+def test_sizes_have_columns_of_their_own(tmp_path, make_model):
+    star, _ = write_known(tmp_path / "in", 20, 20)
+    model = make_model((1, 20, 20), z_dim=1, infer_scale=True)
+    particles = read_particles(star)
+    latents = Latents(
+        torch.zeros(COUNT, 1),
+        torch.zeros(COUNT),
+        torch.zeros(COUNT, 2),
+        torch.linspace(-0.3, 0.3, COUNT),
+    )
+    inferred = Inferred(torch.arange(COUNT), latents, torch.zeros(COUNT))
+    std = latents.map(lambda value: torch.full_like(value, 0.1))
+    found = ParticleOutputs(Gallery(model), particles, APIX).found(particles, inferred, std, None)
+    rows = np.array([3, 1])
+    table = star_table(particles.select(rows), found[rows])
+    expected = latents.log_scale.exp()[rows]
+    np.testing.assert_allclose(table.column("svaeScale").astype(float), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        table.column("svaeScaleStd").astype(float), 0.1 * expected, atol=1e-5
+    )
+    table = CsTable(np.array([(1, 2.0)] * COUNT, [("uid", "u8"), ("blob/psize_A", "f4")]))
+    of_cs = cs_table(replace(particles, table=table), found).records
+    np.testing.assert_allclose(of_cs["svae/scale"], latents.log_scale.exp(), atol=1e-5)
+    np.testing.assert_allclose(of_cs["svae/scale_std"], 0.1 * of_cs["svae/scale"], atol=1e-5)
+    without = Gallery(make_model((1, 20, 20), z_dim=1))
+    found = ParticleOutputs(without, particles, APIX).found(particles, inferred, std, None)
+    assert star_table(particles, found).column("svaeScale") is None
 
 
 # ---- classes and slices

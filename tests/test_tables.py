@@ -55,6 +55,17 @@ def test_shifts_are_pixels_and_deviations_have_the_units_of_their_value():
     np.testing.assert_allclose(columns["z0_std"], [0.5, 0.5])
 
 
+def test_sizes_are_factors_where_they_are_inferred():
+    found = inferred([0.0, 1.0])
+    found.latents.log_scale[1] = math.log(2)
+    std = found.latents.map(lambda value: torch.full_like(value, 0.1))
+    columns = latent_columns(found, [*PRIORS, "scale"], 0.1, uncertainty=std)
+    np.testing.assert_allclose(columns["scale"], [1, 2], rtol=1e-6)
+    np.testing.assert_allclose(columns["scale_std"], [0.1, 0.2], rtol=1e-6)
+    assert list(columns)[-4:] == ["shift_y_std_px", "scale", "scale_std", "log_likelihood"]
+    assert "scale" not in latent_columns(found, PRIORS, 0.1)
+
+
 def test_centres_are_pixels_beside_the_shifts_and_have_no_deviation(tmp_path):
     centre = torch.tensor([[0.3, -0.4], [-0.1, 0.05]])
     found = inferred([0.0, 1.0], centre=centre)

@@ -126,6 +126,16 @@ class CTF:
         params[:, CTF_PARAMS.index("astigmatism_deg")] += psi_deg.to(params)
         return CTF(params, self.applied)
 
+    def resized(self, log_scale: Tensor) -> CTF:
+        """The CTF as it is seen in images from which sizes were removed: they have other pixels.
+
+        Arguments:
+            log_scale: The logarithms of the sizes that became 1, with shape (B,).
+        """
+        params = self.params.clone()
+        params[:, CTF_PARAMS.index("pixel_size_A")] *= log_scale.exp().to(params)
+        return CTF(params, self.applied)
+
     def filtered(self, images: Tensor, padding: int = 1) -> Tensor:
         """Images as the microscope shows them.
 

@@ -9,7 +9,12 @@ __all__ = ["LARGEST", "LATENT_NAMES", "newest_values", "robust_range"]
 LARGEST = 1e30
 
 #: The divergences that every model may have, and what a person calls their variable.
-LATENT_NAMES = {"kl_z": "content z", "kl_theta": "angle θ", "kl_shift": "shift"}
+LATENT_NAMES = {
+    "kl_z": "content z",
+    "kl_theta": "angle θ",
+    "kl_shift": "shift",
+    "kl_scale": "size",
+}
 
 # Part of the values that may lie outside of an axis, at either end.
 _OUTSIDE = 0.1

@@ -118,7 +118,7 @@ class Shown:
 
 def impossible(gallery: Gallery, name: str) -> str | None:
     """Why a model cannot make something, if it cannot."""
-    if name == "pose_removed" and not {"theta", "shift"} & gallery.model.priors.keys():
+    if name == "pose_removed" and gallery.model.priors.keys() <= {"z"}:
         return "the model infers no pose"
     if not gallery.model.z_dim and name != "pose_removed":
         return "the model has no content (z_dim 0)"

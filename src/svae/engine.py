@@ -14,7 +14,7 @@ proportion to them, the chunks are evaluated again in the backward pass.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ __all__ = ["log_likelihood_in_chunks"]
 #: From the latents (b, ...) of some images, the rows of these and some places of pixels, to the
 #: log-likelihood (b,) that those pixels add.
 Score = Callable[[Latents, slice, slice], Tensor]
+
+#: How many tensors the latents are, which come before the parameters.
+_LATENTS = len(fields(Latents))
 
 
 def log_likelihood_in_chunks(
@@ -55,8 +58,7 @@ def log_likelihood_in_chunks(
     plan = _Plan(score, pixels, at_once, None if weights is None else weights.detach())
     if not torch.is_grad_enabled():
         return plan.value(latents)
-    inputs = latents.z, latents.theta, latents.shift
-    value: Tensor = _InChunks.apply(plan, *inputs, *parameters)
+    value: Tensor = _InChunks.apply(plan, *latents.tensors(), *parameters)
     return value
 
 
@@ -85,31 +87,31 @@ class _Plan:
         self, inputs: Sequence[Tensor], wanted: Sequence[bool], weights: Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The log-likelihoods (I,), and the gradients of their weighted sum where wanted."""
-        images, shared = inputs[:3], inputs[3:]
+        images, shared = inputs[:_LATENTS], inputs[_LATENTS:]
         device = weights.device.type
         value = torch.zeros_like(inputs[1])
         sums = [
             torch.zeros_like(x) if want else None for x, want in zip(inputs, wanted, strict=True)
         ]
-        trained = [x for x, want in zip(shared, wanted[3:], strict=True) if want]
+        trained = [x for x, want in zip(shared, wanted[_LATENTS:], strict=True) if want]
         for rows, columns in self.chunks(len(weights)):
-            z, theta, shift = (
+            own = [
                 x[rows].detach().requires_grad_(want)
                 for x, want in zip(images, wanted, strict=False)
-            )
+            ]
             with torch.enable_grad():
-                part = self.score(Latents(z, theta, shift), rows, columns)
+                part = self.score(Latents(*own), rows, columns)
             value[rows] += part.detach()
             if not part.requires_grad:
                 continue
-            leaves = [x for x in (z, theta, shift) if x.requires_grad] + trained
+            leaves = [x for x in own if x.requires_grad] + trained
             # As in any backward pass: what was computed in float32 has gradients in float32.
             with torch.autocast(device, enabled=False):
                 found = torch.autograd.grad(
                     part, leaves, weights[rows].to(part), allow_unused=True
                 )
-            places = [total[rows] for total in sums[:3] if total is not None]
-            places += [total for total in sums[3:] if total is not None]
+            places = [total[rows] for total in sums[:_LATENTS] if total is not None]
+            places += [total for total in sums[_LATENTS:] if total is not None]
             for place, gradient in zip(places, found, strict=True):
                 if gradient is not None:
                     place += gradient
@@ -126,7 +128,7 @@ class _InChunks(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1:]
         if plan.weights is None or not any(wanted):
             ctx.save_for_backward(*inputs)
-            return plan.value(Latents(*inputs[:3]))
+            return plan.value(Latents(*inputs[:_LATENTS]))
         value, sums = plan.gradients(inputs, wanted, plan.weights)
         ctx.save_for_backward(*inputs, *sums)
         return value

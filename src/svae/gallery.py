@@ -198,12 +198,12 @@ class Gallery:
     def pose_removed(
         self, images: Tensor, latents: Latents, names: Sequence[str] | None = None
     ) -> tuple[Figure, Tensor, Tensor]:
-        """Images moved and turned back by what was inferred, beside what is generated upright.
+        """Images with the inferred pose and size removed, beside what is generated upright.
 
         Returns:
             The figure; the aligned images and the generated ones, each with shape (B, C, H, W).
         """
-        aligned = remove_pose(images.cpu(), latents.theta.cpu(), latents.shift.cpu())
+        aligned = remove_pose(images.cpu(), *latents.map(Tensor.cpu).pose)
         generated = self.decode(latents.without_pose())
         figure = figures.reconstruction_figure(
             self.drawn(images),
@@ -329,7 +329,7 @@ class Gallery:
             own = inferred[rows.to(inferred.index.device)]
             latents = own.latents.map(Tensor.cpu)
             images = self.drawn(images_of(own.index.cpu()))
-            upright = remove_pose(images, latents.theta, latents.shift)
+            upright = remove_pose(images, *latents.pose)
             means.append(upright.mean(0))
             members.append(spread(upright, MEMBERS))
         return figures.aligned_figure(

@@ -6,11 +6,14 @@ This file owns every sign and axis of the project.
   +1 along the longer side of the image; both axes share that scale. Row 0 of an image is the top.
 * `theta` is in radians, counter-clockwise as seen in the image.
 * `shift` is the object's centre in the **image** frame, in grid units.
-* An image is an object that was turned, then moved:
+* `log_scale` is the logarithm of the object's size s > 0 relative to the model's own.
+* An image is an object that was resized and turned, then moved:
 
-  .. math:: image(x) = object(R(-\theta)(x - shift)), \qquad
+  .. math:: image(x) = object(R(-\theta)(x - shift) / s), \qquad
             R(\theta) = \begin{pmatrix} \cos\theta & -\sin\theta \\
                                         \sin\theta & \cos\theta \end{pmatrix}.
+
+The papers have no size; s is 1 wherever none is given.
 
 The papers write the same with other signs. Both multiply row vectors by
 `[[cos, sin], [-sin, cos]]`, which turns *coordinates* counter-clockwise and so the picture
@@ -73,34 +76,46 @@ def rotate(points: Tensor, theta: Tensor) -> Tensor:
     return torch.stack((cos * x - sin * y, sin * x + cos * y), dim=-1)
 
 
-def to_object_frame(coords: Tensor, theta: Tensor, shift: Tensor) -> Tensor:
-    r"""Image coordinates seen from the object, :math:`R(-\theta)(x - shift)` (spatial-VAE eq. 2).
+def to_object_frame(
+    coords: Tensor, theta: Tensor, shift: Tensor, log_scale: Tensor | None = None
+) -> Tensor:
+    r"""Image coordinates seen from the object, :math:`R(-\theta)(x - shift) / s`.
+
+    References:
+        spatial-VAE, equation 2, with s = 1.
 
     Arguments:
         coords: Points in the image frame, with shape (N, 2) or (..., N, 2).
         theta: Angles in radians, with shape (...).
         shift: Object centres in grid units, with shape (..., 2).
+        log_scale: Logarithms of the sizes s, with shape (...); None for size 1.
 
     Returns:
         Points in the object frame, with shape (..., N, 2).
     """
-    return rotate(coords - shift.unsqueeze(-2), -theta.unsqueeze(-1))
+    points = rotate(coords - shift.unsqueeze(-2), -theta.unsqueeze(-1))
+    return points if log_scale is None else points * torch.exp(-log_scale)[..., None, None]
 
 
-def transform_image(image: Tensor, theta: Tensor, shift: Tensor) -> Tensor:
-    """Turn every image by `theta`, then move it by `shift`: bilinear, zeros outside.
+def transform_image(
+    image: Tensor, theta: Tensor, shift: Tensor, log_scale: Tensor | None = None
+) -> Tensor:
+    """Resize every image, turn it by `theta`, then move it by `shift`: bilinear, zeros outside.
 
     Arguments:
         image: Objects, with shape (B, C, H, W).
         theta: Angles in radians, counter-clockwise, with shape (B,).
         shift: Displacements in grid units, with shape (B, 2).
+        log_scale: Logarithms of the factors s > 0, more than 1 being larger, with shape (B,); None
+            for size 1.
 
     Returns:
         The images, with shape (B, C, H, W).
     """
     _, _, height, width = image.shape
     grid = pixel_grid(height, width).to(image)
-    source = to_object_frame(grid, theta.to(image), shift.to(image))
+    log_scale = None if log_scale is None else log_scale.to(image)
+    source = to_object_frame(grid, theta.to(image), shift.to(image), log_scale)
     # `grid_sample` wants y down and each axis in units of its own half side.
     half = torch.tensor([width - 1, height - 1], dtype=image.dtype, device=image.device)
     half = half.clamp(min=1) * pixel_size(height, width) / 2
@@ -109,9 +124,14 @@ def transform_image(image: Tensor, theta: Tensor, shift: Tensor) -> Tensor:
     return grid_sample(image, source, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
-def remove_pose(image: Tensor, theta: Tensor, shift: Tensor) -> Tensor:
-    """The inverse of `transform_image`: every image moved back by its shift, then turned back."""
-    return transform_image(image, -theta, -rotate(shift, -theta))
+def remove_pose(
+    image: Tensor, theta: Tensor, shift: Tensor, log_scale: Tensor | None = None
+) -> Tensor:
+    """The inverse of `transform_image`: every image moved, turned and resized back."""
+    back = -rotate(shift, -theta)
+    if log_scale is None:
+        return transform_image(image, -theta, back)
+    return transform_image(image, -theta, back * torch.exp(-log_scale).unsqueeze(-1), -log_scale)
 
 
 def rotate_image(image: Tensor, theta: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from svae.model import SpatialVAE
 
 __all__ = ["Inferred", "infer_batch"]
 
-_TRUTH = ("label", "theta", "shift", "symmetry", "conformation")
+_TRUTH = ("label", "theta", "shift", "scale", "symmetry", "conformation")
 _MORE = ("representation", "reference_theta", "centre", "peak")
-_PREFIX = "inferred_"
+_LATENTS = tuple(f"inferred_{field.name}" for field in fields(Latents))
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Inferred:
         label: With shape (B,).
         theta: The true angle in radians, with shape (B,).
         shift: The true centre in grid units, with shape (B, 2).
+        scale: The true relative size, a factor, with shape (B,).
         symmetry: The order of the object's rotational symmetry (1 none, 2 an ellipse, 4 a
             square), with shape (B,).
         conformation: The true conformation from 0 to 1, with shape (B,).
@@ -47,6 +48,7 @@ class Inferred:
     label: Tensor | None = None
     theta: Tensor | None = None
     shift: Tensor | None = None
+    scale: Tensor | None = None
     symmetry: Tensor | None = None
     conformation: Tensor | None = None
     representation: Tensor | None = None
@@ -72,8 +74,7 @@ class Inferred:
             infers_theta: Whether the model infers angles.
             centre: Whether centres of mass are found.
         """
-        names = [f"{_PREFIX}{name}" for name in ("z", "theta", "shift")]
-        names += ["index", "log_likelihood", "representation"]
+        names = [*_LATENTS, "index", "log_likelihood", "representation"]
         names += ["reference_theta"] * (infers_theta and "untransformed" in batch)
         names += ["centre"] * centre
         return [*names, *(name for name in _TRUTH if name in batch)]
@@ -111,14 +112,14 @@ class Inferred:
     def tensors(self) -> dict[str, Tensor]:
         """All of it as named tensors with shape (B, ...)."""
         named = {"index": self.index, "log_likelihood": self.log_likelihood}
-        named |= {f"{_PREFIX}{k}": getattr(self.latents, k) for k in ("z", "theta", "shift")}
+        named |= dict(zip(_LATENTS, self.latents.tensors(), strict=True))
         known = {name: getattr(self, name) for name in (*_TRUTH, *_MORE)}
         return named | {name: value for name, value in known.items() if value is not None}
 
     @staticmethod
     def from_tensors(named: Mapping[str, Tensor]) -> Inferred:
         """From what `tensors` gave."""
-        latents = Latents(*(named[f"{_PREFIX}{name}"] for name in ("z", "theta", "shift")))
+        latents = Latents(*(named[name] for name in _LATENTS))
         more = {name: named.get(name) for name in _MORE}
         return Inferred.from_batch(named, latents, named["log_likelihood"], **more)
 

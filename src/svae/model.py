@@ -55,7 +55,7 @@ class SpatialVAE(nn.Module):
     Arguments:
         image_shape: The shape of the images, (C, H, W).
         z_dim: The length of the content; may be 0.
-        prior: The prior of each latent variable, named `z`, `theta` and `shift`.
+        prior: The prior of each latent variable, named `z`, `theta`, `shift` and `scale`.
         encoder: From `image_shape` to a network with `out_features`.
         posterior: From `in_features`, `priors` and the encoder's `lattice` (None where it has
             none) to a `PosteriorHead`.
@@ -64,6 +64,7 @@ class SpatialVAE(nn.Module):
         likelihood: From `image_shape` to a `Likelihood`.
         infer_theta: Whether the angle is inferred; otherwise it is zero (eq. 5).
         infer_shift: Whether the position is inferred; otherwise it is zero (eq. 5).
+        infer_scale: Whether the size is inferred; otherwise it is 1, as in the papers.
         beta: The weight of the divergences in the training objective (beta-VAE; 1 for the bound);
             or that of some of them, by the names of the posterior's terms.
         pixels_per_image: How many random pixels of each image a training step scores; all of them
@@ -87,6 +88,7 @@ class SpatialVAE(nn.Module):
         likelihood: Callable[..., Likelihood],
         infer_theta: bool = True,
         infer_shift: bool = True,
+        infer_scale: bool = False,
         beta: float | Mapping[str, float] = 1.0,
         pixels_per_image: int | None = None,
         pixel_focus: float = 0.0,
@@ -101,7 +103,8 @@ class SpatialVAE(nn.Module):
         self.pixels_per_image = pixels_per_image
         self.augment_rotation = augment_rotation
         self.z_delay_epochs = at_least("z_delay_epochs", z_delay_epochs, 0)
-        wanted = ["z"] + ["theta"] * infer_theta + ["shift"] * infer_shift
+        infers = {"theta": infer_theta, "shift": infer_shift, "scale": infer_scale}
+        wanted = ["z", *(name for name, asked in infers.items() if asked)]
         if missing := [name for name in wanted if name not in prior]:
             raise ValueError(f"prior: expected one for {', '.join(missing)}, got {list(prior)}")
         dims = getattr(prior["z"], "dims", z_dim)
@@ -128,7 +131,7 @@ class SpatialVAE(nn.Module):
         )
         if len(wanted) > 1 and not self.generator.coordinate_based:
             raise ValueError(
-                "infer_theta, infer_shift: expected false, because the generator "
+                "infer_theta, infer_shift, infer_scale: expected false, because the generator "
                 f"{type(self.generator).__name__} has no coordinates that a pose could move"
             )
         if pixels_per_image is not None:
@@ -151,7 +154,7 @@ class SpatialVAE(nn.Module):
 
     @property
     def priors(self) -> dict[str, Prior]:
-        """The prior of each inferred variable, by its name in `Latents`."""
+        """The prior of each inferred variable, named `z`, `theta`, `shift` and `scale`."""
         return cast(dict[str, Prior], dict(self._priors.items()))
 
     def compile(self, *args: Any, **options: Any) -> None:
@@ -376,7 +379,7 @@ class SpatialVAE(nn.Module):
             images = of[rows]
             places = scored[columns] if pixels is None else pixels.places[images, columns]
             grid = self.grid if whole else self.grid[places]
-            coords = to_object_frame(grid, part.theta, part.shift)  # (b, n, 2)
+            coords = to_object_frame(grid, *part.pose)  # (b, n, 2)
             params = self.generator(coords, part.z)
             known = target[images.unsqueeze(1), places]
             if isinstance(self.likelihood, AdditiveNoise):
@@ -485,7 +488,7 @@ class SpatialVAE(nn.Module):
         images = []
         for rows in torch.arange(len(latents)).split(batch_size):
             part = latents[rows].map(lambda value: value.to(self.grid))
-            coords = to_object_frame(self.grid, part.theta, part.shift)
+            coords = to_object_frame(self.grid, *part.pose)
             params = self.generator(coords, part.z)
             images.append(self._images(self._mean(params, coords, self._own(ctf, rows))))
         return torch.cat(images)
@@ -506,6 +509,7 @@ class SpatialVAE(nn.Module):
         latents = latents.map(lambda value: value.to(self.grid))
         upright = self.decode(latents.without_pose())
         within = centre_of_mass(upright, self.likelihood.scored_pixels)
+        within = within * latents.log_scale.exp().unsqueeze(-1)
         return latents.shift + rotate(within, latents.theta)
 
     def _batches(self, image: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -168,6 +168,7 @@ class VAEModule(pl.LightningModule):
             log.warning("what was inferred is not finite: no metrics of pose and clusters")
             return
         model, latents = self.model, known.latents
+        sized = "scale" in model.priors
         metrics = pose_metrics(
             latents.theta if "theta" in model.priors else None,
             latents.shift if "shift" in model.priors else None,
@@ -177,6 +178,8 @@ class VAEModule(pl.LightningModule):
             known.symmetry,
             known.reference_theta,
             known.centre,
+            latents.log_scale if sized else None,
+            known.scale if sized else None,
         )
         if known.conformation is not None and model.z_dim:
             metrics |= conformation_metrics(latents.z, known.conformation, known.theta)

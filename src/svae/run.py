@@ -189,6 +189,7 @@ _SUMMARY = (
     "test/shift_y_correlation",
     "test/centre_x_correlation",
     "test/centre_y_correlation",
+    "test/scale_correlation",
     "test/clustering_accuracy",
 )
 

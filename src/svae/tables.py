@@ -33,13 +33,14 @@ def latent_columns(
 
     Each latent variable is followed by its posterior standard deviation in a column with `_std`.
     Angles are counter-clockwise, within [-180, 180); shifts are the object's centre, x to the
-    right and y up; `centre_x_px`, `centre_y_px` are the centre of mass of the decoded object,
+    right and y up; `scale` is the size as a factor, its deviation that of the logarithm times the
+    factor; `centre_x_px`, `centre_y_px` are the centre of mass of the decoded object,
     which is the same point of all kinds of objects. What is not known or not inferred has no
     column.
 
     Arguments:
         inferred: Latents, log-likelihoods and labels of B images.
-        priors: The variables that the model infers, by their name in `Latents`.
+        priors: The variables that the model infers, by the names of their priors.
         pixel_size: Grid units per pixel.
         uncertainty: The posterior standard deviations, with shape (B, ...).
         file_names: The file of each image, by its index.
@@ -72,6 +73,10 @@ def latent_columns(
             columns[f"shift_{axis}_px"] = _numbers(latents.shift[:, i] / pixel_size)
             if uncertainty is not None:
                 columns[f"shift_{axis}_std_px"] = _numbers(uncertainty.shift[:, i] / pixel_size)
+    if "scale" in priors:
+        columns["scale"] = _numbers(latents.log_scale.exp())
+        if uncertainty is not None:
+            columns["scale_std"] = _numbers(latents.log_scale.exp() * uncertainty.log_scale)
     if inferred.centre is not None:
         for i, axis in enumerate("xy"):
             columns[f"centre_{axis}_px"] = _numbers(inferred.centre[:, i] / pixel_size)

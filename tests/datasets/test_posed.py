@@ -98,16 +98,40 @@ def test_a_pose_that_nobody_varied_is_no_truth():
     assert "shift" not in splits(image_size=9, shift_std_px=0.0)["train"]
 
 
+def test_sizes_are_drawn_beside_the_same_poses():
+    """Objects are resized first; the truth is a factor, and off by default."""
+    plain = splits(image_size=28, train_copies=10)["train"]
+    sized = splits(image_size=28, train_copies=10, scale_std=0.3)["train"]
+    assert "scale" not in plain
+    assert plain.keys() | {"scale"} == sized.keys()
+    assert torch.equal(plain["theta"], sized["theta"])
+    assert torch.equal(plain["shift"], sized["shift"])
+    assert stats.kstest(sized["scale"].double().log() / 0.3, "norm").pvalue > 1e-3
+    alone = splits(RotDigits, theta_std_deg=0.0, shift_std_px=0.0, scale_std=0.3, train_copies=1)[
+        "test"
+    ]
+    assert {"theta", "shift"}.isdisjoint(alone)
+    mass = alone["image"].sum((1, 2, 3)) / alone["untransformed"].sum((1, 2, 3))
+    small = alone["scale"] < 1.1  # others leave the image
+    assert_close(mass[small].sqrt(), alone["scale"][small], rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize(
     "options",
-    [{}, {"theta_distribution": "uniform", "shift_std_px": 0.0}, {"theta_std_deg": 0.0}],
+    [
+        {},
+        {"theta_distribution": "uniform", "shift_std_px": 0.0},
+        {"theta_std_deg": 0.0},
+        {"scale_std": 0.2},
+        {"theta_std_deg": 0.0, "shift_std_px": 0.0, "scale_std": 0.2},
+    ],
 )
 def test_the_test_split_holds_the_objects_untransformed(options):
     data = Blobs(image_size=41, eval_copies=2, **options)
     data.setup()
     test = data.splits["test"]
     still = {"theta": torch.zeros(20), "shift": torch.zeros(20, 2)} | test
-    pose = still["theta"], still["shift"]
+    pose = still["theta"], still["shift"], still.get("scale", torch.ones(20)).log()
     assert_close(transform_image(test["untransformed"], *pose), test["image"], atol=1e-5, rtol=0)
     assert_close(remove_pose(test["image"], *pose), test["untransformed"], atol=0.1, rtol=0)
     assert "untransformed" not in {*data.splits["train"], *data.splits["val"]}
@@ -135,6 +159,7 @@ def test_pixels_stay_within_zero_and_one():
         ({"image_size": 1}, "image_size"),
         ({"theta_std_deg": -1.0}, "theta_std_deg"),
         ({"shift_std_px": float("inf")}, "shift_std_px"),
+        ({"scale_std": -0.1}, "scale_std"),
         ({"theta_distribution": "cauchy"}, "normal, uniform"),
         ({"train_copies": 0}, "train_copies"),
         ({"batch_size": 0}, "batch_size"),

@@ -433,3 +433,51 @@ def test_arguments_are_checked(truth: tuple[Tensor, Tensor]) -> None:
         pose_metrics(theta, shift, theta, shift, PIXEL, centre=shift * math.nan)
     with pytest.raises(ValueError, match="reference_theta: expected finite values, got 200"):
         pose_metrics(theta, None, theta, None, PIXEL, None, theta * math.nan)
+
+
+def test_sizes_are_compared_up_to_a_factor(generator: torch.Generator) -> None:
+    true = torch.rand(200, generator=generator, dtype=torch.float64) + 0.5
+    none = (None, None, None, None, PIXEL)
+    noise = 0.1 * torch.randn(200, generator=generator, dtype=torch.float64)
+    for factor in (1.0, 0.3, 7.0):
+        metrics = pose_metrics(*none, log_scale=(factor * true).log(), true_scale=true)
+        assert list(metrics) == ["scale_correlation"]
+        assert metrics["scale_correlation"] == pytest.approx(1)
+        found = pose_metrics(*none, log_scale=(factor * true).log() + noise, true_scale=true)
+        expected = torch.corrcoef(torch.stack((true.log() + noise, true.log())))[0, 1]
+        assert found["scale_correlation"] == pytest.approx(expected.item())
+    wrong = pose_metrics(*none, log_scale=-true.log(), true_scale=true)
+    assert wrong["scale_correlation"] == pytest.approx(-1)
+    one = torch.ones_like(true)
+    assert pose_metrics(*none, log_scale=noise, true_scale=one)["scale_correlation"] == 0
+    # What lacks its truth, or its inference, is left out.
+    assert not pose_metrics(*none, log_scale=noise)
+    assert not pose_metrics(*none, true_scale=true)
+
+
+def test_an_objects_own_offset_grows_with_its_size(truth: tuple[Tensor, Tensor]) -> None:
+    """M(u) = O(R(turn)(u - c) / f): f is the factor of all sizes that no model can know."""
+    theta, shift = truth
+    scale = torch.linspace(0.6, 1.6, len(theta), dtype=torch.float64)
+    turn, c, factor = 0.7, torch.tensor([0.11, -0.2], dtype=torch.float64), 1.4
+    inferred = theta + turn
+    moved = shift - (scale / factor).unsqueeze(-1) * rotate(c.expand_as(shift), inferred)
+    grid = pixel_grid(SIZE, SIZE)
+
+    def model_object(u: Tensor) -> Tensor:
+        return three_blobs(rotate((u - c) / factor, torch.tensor(turn)))
+
+    images = three_blobs(to_object_frame(grid, theta, shift, scale.log()))
+    log_scale = (scale / factor).log()
+    explained = model_object(to_object_frame(grid, inferred, moved, log_scale))
+    torch.testing.assert_close(explained, images)
+    found = pose_metrics(inferred, moved, *truth, PIXEL, log_scale=log_scale, true_scale=scale)
+    assert found["shift_rmse_px"] == pytest.approx(0, abs=1e-6)
+    assert found["scale_correlation"] == pytest.approx(1)
+    assert pose_metrics(inferred, moved, *truth, PIXEL)["shift_rmse_px"] > 0.5
+
+
+def test_sizes_are_above_zero() -> None:
+    size = torch.tensor([1.0, 0.0])
+    with pytest.raises(ValueError, match=r"true_scale: expected sizes above 0, got 0\.0"):
+        pose_metrics(None, None, None, None, PIXEL, log_scale=size, true_scale=size)

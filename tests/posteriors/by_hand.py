@@ -15,10 +15,18 @@ from torch.distributions import Normal, kl_divergence
 from svae.lattice import Lattice
 from svae.posteriors import Attention
 from svae.posteriors.sampling import Soft
-from svae.priors import Gaussian, GaussianAngle, GaussianShift, TargetVAEAngle, UniformAngle
+from svae.priors import (
+    Gaussian,
+    GaussianAngle,
+    GaussianLogScale,
+    GaussianShift,
+    TargetVAEAngle,
+    UniformAngle,
+)
 
 DOUBLE = torch.float64
 SPACING = 0.25
+SIZE_STD = 0.3
 IMAGE_SHAPE = (1, 9, 9)  # a pixel is the lattice's spacing
 TURNS = 2 * math.pi * torch.arange(-15, 16, dtype=DOUBLE)
 
@@ -40,6 +48,7 @@ class Case:
         offsets: Whether the angle deviates from that of a rotation.
         std_deg: The width of the prior on the angle.
         z_dim: The length of the content.
+        sized: Whether the size is inferred.
     """
 
     angle: str | None
@@ -48,6 +57,7 @@ class Case:
     offsets: bool = True
     std_deg: float = 50.0
     z_dim: int = 2
+    sized: bool = False
 
     @property
     def deviates(self) -> bool:
@@ -86,6 +96,8 @@ class Case:
             found["theta"] = ANGLES[self.angle](self.std_deg)
         if self.shape != (1, 1):
             found["shift"] = GaussianShift(1.5, IMAGE_SHAPE)
+        if self.sized:
+            found["scale"] = GaussianLogScale(SIZE_STD)
         return found
 
     def head(self, sampling=None):
@@ -99,7 +111,7 @@ class Case:
 
     def params(self, batch=3, spread=0.7):
         """Parameters of every point: logits, then means and log-scales."""
-        numbers = 1 + 2 * self.z_dim + 2 * (self.angle is not None)
+        numbers = 1 + 2 * self.z_dim + 2 * (self.angle is not None) + 2 * self.sized
         shape = batch, len(self.positions), self.rotations, numbers
         # No angle so wide that it is uniform but for rounding, none too narrow for quadrature.
         return (spread * torch.randn(shape, dtype=DOUBLE)).clamp(-2 * spread, 2 * spread)
@@ -136,6 +148,11 @@ class ByHand:
             logits = torch.where(logits >= lowest[:, None, None], logits, -torch.inf)
         self.log_q = logits - logits.logsumexp((1, 2), keepdim=True)
         self.z = Normal(params[..., 1 : 1 + dims], params[..., 1 + dims : 1 + 2 * dims].exp())
+        self.size = None
+        if case.sized:
+            loc, log_scale = params[..., -2], params[..., -1]
+            self.size = Normal(SIZE_STD * loc, SIZE_STD * log_scale.exp())
+            params = params[..., :-2]
         self.theta = None
         if case.angle is not None:
             loc, log_scale = params[..., -2], params[..., -1]
@@ -194,6 +211,8 @@ class ByHand:
             terms["theta"] = self.average(math.log(2 * math.pi) - entropy)
         elif self.theta is not None:
             terms["theta"] = self.average(kl_divergence(self.theta, self.theta_prior))
+        if self.size is not None:
+            terms["scale"] = self.average(kl_divergence(self.size, Normal(0.0, SIZE_STD)))
         return terms
 
     @staticmethod
@@ -228,6 +247,11 @@ class ByHand:
         else:
             normal = Normal(self.z.loc[images, position], self.z.scale[images, position])
             terms = terms + normal.log_prob(z).sum(-1)
+        if self.size is not None:
+            size = latents.log_scale.unsqueeze(2)
+            normal = Normal(self.size.loc[images, position], self.size.scale[images, position])
+            normal = Normal(0.0, SIZE_STD) if of_prior else normal
+            terms = terms + normal.log_prob(size)
         if self.theta is not None:
             factor = self.theta_prior if of_prior else self.theta
             normal = Normal(factor.loc[images, position], factor.scale[images, position])
@@ -246,6 +270,9 @@ class ByHand:
         ratio = at(self.log_q) - at(self.log_p)
         z = Normal(at(self.z.loc), at(self.z.scale))
         ratio = ratio + (z.log_prob(latents.z) - Normal(0.0, 1.0).log_prob(latents.z)).sum(-1)
+        if self.size is not None:
+            size, prior = Normal(at(self.size.loc), at(self.size.scale)), Normal(0.0, SIZE_STD)
+            ratio = ratio + size.log_prob(latents.log_scale) - prior.log_prob(latents.log_scale)
         if self.theta is not None:
             theta = latents.theta - self.frame
             q = Normal(at(self.theta.loc), at(self.theta.scale))

@@ -1,6 +1,7 @@
 """Against the same posterior written out point by point."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,7 +18,14 @@ from svae.model import SpatialVAE
 from svae.noise import Noise
 from svae.posteriors import Attention, MeanField
 from svae.posteriors.sampling import Soft, StraightThrough, Truncated
-from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle, VonMisesAngle
+from svae.priors import (
+    Gaussian,
+    GaussianAngle,
+    GaussianLogScale,
+    GaussianShift,
+    UniformAngle,
+    VonMisesAngle,
+)
 
 CASES = {
     "uniform": Case("uniform", 4),
@@ -32,6 +40,7 @@ CASES = {
     "no angle": Case(None, 1),
     "no shift": Case("gaussian", 4, shape=(1, 1)),
     "no content": Case("uniform", 4, z_dim=0),
+    "sizes": Case("gaussian", 5, shape=(1, 2), sized=True),
 }
 FRAME = torch.tensor([0.4, -2.0, 3.0], dtype=DOUBLE)
 CENTRE = torch.tensor([[0.1, 0.0], [-0.05, 0.2], [0.4, -0.3]], dtype=DOUBLE)
@@ -162,7 +171,7 @@ def test_there_is_nothing_off_the_lattice(name):
     for q, expected in variants(case):
         latents, _ = q.rsample(6, NOISE)
         off = torch.tensor([0.0, 0.3 * SPACING], dtype=DOUBLE)
-        moved = Latents(latents.z, latents.theta, latents.shift + off)
+        moved = replace(latents, shift=latents.shift + off)
         for log_density in (q.log_prob(moved), q.log_prior(moved, case.priors())):
             assert (log_density == -torch.inf).all()
         # What single precision makes of a position still lies on it.
@@ -207,6 +216,8 @@ def test_mode_and_representation_are_those_of_the_best_point(case):
             assert_close(representation[b], torch.cat((z, std)))
             place = complex(*expected.places[b, position]) * torch.exp(1j * expected.frame[b])
             assert_close(mode.shift[b], torch.tensor([place.real, place.imag], dtype=DOUBLE))
+            size = expected.size.loc[b, position, rotation] if case.sized else place.real * 0
+            assert mode.log_scale[b] == pytest.approx(float(size))
             if case.angle is None:
                 assert mode.theta[b] == 0
             else:
@@ -222,6 +233,7 @@ def test_uncertainty_is_the_spread_of_samples(case):
         if case.z_dim:
             assert_close(found.z, latents.z.std(0), rtol=0.05, atol=0)
         assert_close(found.shift, latents.shift.std(0), rtol=0.05, atol=1e-12)
+        assert_close(found.log_scale, latents.log_scale.std(0), rtol=0.05, atol=1e-12)
         resultant = torch.exp(1j * latents.theta).mean(0).abs()
         circular = (-2 * resultant.log()).sqrt()
         # The mean resultant is known to about 0.005.
@@ -243,6 +255,7 @@ def test_a_turned_posterior_is_that_of_the_turned_image(name):
             difference = wrap_angle(found.theta - expected.theta)
             assert_close(difference, torch.zeros_like(difference))
             assert_close(found.shift, expected.shift)
+            assert_close(found.log_scale, expected.log_scale)
         if not case.on_the_line or case.rotations == 1:
             assert_close(turned.log_prob(samples), q.log_prob(latents))
         assert_close(turned.representation(), q.representation())
@@ -335,6 +348,7 @@ MODELS = {
     "no angle": {"group_order": 1, "infer_theta": False},
     "rotations only": {"kernel_size": 9, "padding": 0, "infer_shift": False},
     "no content": {"z_dim": 0},
+    "sizes": {"infer_scale": True},
 }
 
 
@@ -349,6 +363,7 @@ def model_of(make_model, sampling=None, angle=None, z_dim=2, **options) -> Spati
         "z": Gaussian(z_dim),
         "theta": angle or UniformAngle(),
         "shift": GaussianShift(1.4, SHAPE),
+        "scale": GaussianLogScale(0.2),
     }
     return make_model(
         image_shape=SHAPE,
@@ -450,7 +465,7 @@ def test_rotation_augmentation_by_quarter_turns_changes_nothing(make_model):
         assert_close(turned.kl[name], value, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["target-vae", "normal angle", "von Mises", "rotations only"])
+@pytest.mark.parametrize("name", ["target-vae", "normal angle", "sizes", "rotations only"])
 def test_the_posterior_of_candidates_is_one(make_model, name):
     """Whatever pose was taken and removed, divergences are those of its own samples."""
     model = model_of(make_model, Truncated(3), **MODELS[name]).double()

@@ -8,7 +8,14 @@ from torch.testing import assert_close
 
 from svae.geometry import wrap_angle
 from svae.noise import Noise
-from svae.priors import Gaussian, GaussianAngle, GaussianShift, TargetVAEAngle, UniformAngle
+from svae.priors import (
+    Gaussian,
+    GaussianAngle,
+    GaussianLogScale,
+    GaussianShift,
+    TargetVAEAngle,
+    UniformAngle,
+)
 from svae.priors.gaussian import AngleFromPoint
 
 DOUBLE = torch.float64
@@ -49,7 +56,8 @@ def test_kl_is_the_expectation_of_the_log_ratio():
 
 
 @pytest.mark.parametrize(
-    "prior", [Gaussian(4), GaussianAngle(22.5), GaussianShift(1.4, (1, 28, 28))]
+    "prior",
+    [Gaussian(4), GaussianAngle(22.5), GaussianShift(1.4, (1, 28, 28)), GaussianLogScale(0.2)],
 )
 def test_network_outputs_of_zero_are_the_prior(prior):
     q = prior.family(torch.zeros(2, prior.num_params, dtype=DOUBLE))
@@ -64,6 +72,18 @@ def test_widths_are_in_degrees_and_pixels():
     assert GaussianShift(1.4, (1, 28, 28)).std == pytest.approx(1.4 / 13.5)
 
 
+def test_the_size_is_log_normal():
+    """One number for each image, whose density is torch's."""
+    prior = GaussianLogScale(0.2)
+    q = prior.family(torch.tensor([[0.5, -1.0], [2.0, 0.3]], dtype=DOUBLE))
+    expected = TorchNormal(q.loc, q.scale)
+    assert_close(q.loc, torch.tensor([0.1, 0.4], dtype=DOUBLE))
+    assert_close(prior.kl(q), kl_divergence(expected, TorchNormal(0.0, 0.2)))
+    x = torch.randn(7, 2, dtype=DOUBLE)
+    assert_close(prior.log_prob(x), TorchNormal(0.0, 0.2).log_prob(x))
+    assert_close(q.log_prob(x), expected.log_prob(x))
+
+
 def test_content_of_length_zero_has_no_divergence():
     prior = Gaussian(0)
     q = prior.family(torch.zeros(5, 0))
@@ -76,6 +96,7 @@ def test_content_of_length_zero_has_no_divergence():
         (lambda: Gaussian(-1), "dims"),
         (lambda: Gaussian(2, std=0), "std"),
         (lambda: GaussianAngle(-45.0), "std_deg"),
+        (lambda: GaussianLogScale(0.0), "std"),
         (lambda: GaussianShift(float("nan"), (1, 28, 28)), "std_px"),
         (lambda: GaussianShift(1.4, (28, 28)), "image_shape"),
     ],

@@ -312,7 +312,7 @@ class ImageDataModule(pl.LightningDataModule):
         * `shift` (N, 2), the object's centre in grid units, x to the right and y up;
         * `symmetry` (N,), int64, the order of the object's rotational symmetry (1 none, 2 an
           ellipse, 4 a square);
-        * `scale` (N,), the object's relative size;
+        * `scale` (N,), the object's relative size, a factor above 0;
         * `conformation` (N,), where a molecule is between its two ends, from 0 to 1;
         * `untransformed` (N, C, H, W), in the test split alone: the same objects upright and
           centred.

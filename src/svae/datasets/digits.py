@@ -28,6 +28,7 @@ class RotDigits(PosedImages):
         theta_distribution: `normal` or `uniform`.
         theta_std_deg: The standard deviation of a normal angle in degrees.
         shift_std_px: The standard deviation of the shift along each axis in pixels.
+        scale_std: The standard deviation of the logarithm of the size.
         train_copies: How many poses each training digit is shown in.
         eval_copies: The same for each validation and test digit.
         batch_size: As in `ImageDataModule`.
@@ -45,6 +46,7 @@ class RotDigits(PosedImages):
         theta_distribution: str = "normal",
         theta_std_deg: float = 45.0,
         shift_std_px: float = 1.4,
+        scale_std: float = 0.0,
         train_copies: int = 10,
         eval_copies: int = 5,
         batch_size: int = 100,
@@ -56,6 +58,7 @@ class RotDigits(PosedImages):
             theta_distribution,
             theta_std_deg,
             shift_std_px,
+            scale_std,
             train_copies,
             eval_copies,
             batch_size,

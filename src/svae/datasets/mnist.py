@@ -37,6 +37,7 @@ class MNIST(PosedImages):
         theta_distribution: `normal` or `uniform`.
         theta_std_deg: The standard deviation of a normal angle in degrees.
         shift_std_px: The standard deviation of the shift along each axis in pixels.
+        scale_std: The standard deviation of the logarithm of the size.
         train_copies: How many poses each training digit is shown in.
         eval_copies: The same for each validation and test digit.
         batch_size: As in `ImageDataModule`.
@@ -54,6 +55,7 @@ class MNIST(PosedImages):
         theta_distribution: str = "normal",
         theta_std_deg: float = 0.0,
         shift_std_px: float = 0.0,
+        scale_std: float = 0.0,
         train_copies: int = 1,
         eval_copies: int = 1,
         batch_size: int = 100,
@@ -65,6 +67,7 @@ class MNIST(PosedImages):
             theta_distribution,
             theta_std_deg,
             shift_std_px,
+            scale_std,
             train_copies,
             eval_copies,
             batch_size,

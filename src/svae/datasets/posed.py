@@ -1,4 +1,4 @@
-"""Images of upright, centred objects, turned and moved at random, with the truth in the batch."""
+"""Images of upright, centred objects, posed at random, with the truth in the batch."""
 
 import math
 from abc import abstractmethod
@@ -42,14 +42,16 @@ class PosedImages(ImageDataModule):
 
     The poses are a function of the seed, the object and the copy; resampling is bilinear. A
     subclass reads the objects and says which of them belong to which split. Where poses vary, the
-    test split also holds `untransformed` (N, C, H, W): the object of each image upright and
-    centred, against which a model's own zero of the angle can be told.
+    test split also holds `untransformed` (N, C, H, W): the object of each image upright, centred
+    and in the size it was read in, against which a model's own zero of the angle can be told.
 
     Arguments:
         image_size: The side of the square images in pixels; smaller objects get a black margin.
         theta_distribution: `normal` or `uniform` (over the whole circle).
         theta_std_deg: The standard deviation of a normal angle in degrees.
         shift_std_px: The standard deviation of the shift along each axis in pixels.
+        scale_std: The standard deviation of the logarithm of the size, by which objects are
+            resized before they are turned; 0.2 is about 20 %.
         train_copies: How many poses each object of the training split is shown in.
         eval_copies: The same for each object of the validation and test splits.
         batch_size: As in `ImageDataModule`.
@@ -63,6 +65,7 @@ class PosedImages(ImageDataModule):
         theta_distribution: str = "normal",
         theta_std_deg: float = 45.0,
         shift_std_px: float = 1.4,
+        scale_std: float = 0.0,
         train_copies: int = 1,
         eval_copies: int = 1,
         batch_size: int = 100,
@@ -74,6 +77,7 @@ class PosedImages(ImageDataModule):
         self.angles = RandomAngles(theta_distribution, theta_std_deg)
         self.shift_std = not_negative("shift_std_px", shift_std_px)
         self.shift_std *= pixel_size(image_size, image_size)
+        self.scale_std = not_negative("scale_std", scale_std)
         self.train_copies = at_least("train_copies", train_copies, 1)
         self.eval_copies = at_least("eval_copies", eval_copies, 1)
 
@@ -89,7 +93,7 @@ class PosedImages(ImageDataModule):
             split: self._posed(objects[index], labels[index], index, copies[split], len(objects))
             for split, index in rows.items()
         }
-        if self.angles.varied or self.shift_std:
+        if self.angles.varied or self.shift_std or self.scale_std:
             upright = objects[rows["test"]]
             splits["test"]["untransformed"] = upright.repeat(self.eval_copies, 1, 1, 1)
         return splits
@@ -115,15 +119,19 @@ class PosedImages(ImageDataModule):
             noise = Noise(self.seed, copy, index)
             theta = self.angles.draw(noise)
             shift = noise.normal("pose shift", 2) * self.shift_std
+            log_scale = noise.normal("pose scale") * self.scale_std
             part = {"label": labels, "index": index + copy * total}
             # A pose that nobody varied is no truth to compare with.
             if self.angles.varied:
                 part["theta"] = theta.float()
             if self.shift_std:
                 part["shift"] = shift.float()
-            moved = "theta" in part or "shift" in part
-            # Rounding in the bilinear weights may leave [0, 1] by one part in ten million.
-            image = transform_image(objects, theta, shift).clamp(0, 1) if moved else objects
+            if self.scale_std:
+                part["scale"] = log_scale.exp().float()
+            image = objects
+            if part.keys() & {"theta", "shift", "scale"}:
+                # Rounding in the bilinear weights may leave [0, 1] by one part in ten million.
+                image = transform_image(objects, theta, shift, log_scale).clamp(0, 1)
             part["image"] = image
             parts.append(part)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -32,7 +32,8 @@ class AdditiveNoise(Likelihood):
             modelling the background (section 4.4).
         mask_radius_px: As in `Likelihood`.
         object_radius_px: The mean is zero, the background, outside of this radius around the
-            object's own centre, wherever the object lies; in pixels. Null for no such mask.
+            object's own centre, wherever the object lies; in pixels of its own size 1, where
+            sizes are inferred. Null for no such mask.
         object_edge_px: The width of the mask's soft edge, half a period of a cosine that begins
             at the radius and ends so much further out; in pixels.
         ctf_padding: Where images come with a CTF, as `padding` in `svae.ctf.CTF.filtered`.

@@ -12,7 +12,10 @@ so that it explains the data perfectly with :math:`\theta = \hat\theta - \alpha`
 angle :math:`\alpha`, and the one vector :math:`c`, which is fixed in the model's object frame and
 turns with each image by the *inferred* angle, whatever :math:`\alpha` is. As rotations keep
 lengths, least squares over all images has the solution
-:math:`c = \mathrm{mean}\; R(-\hat\theta)(s - \hat s)`.
+:math:`c = \mathrm{mean}\; R(-\hat\theta)(s - \hat s)`. Where a size :math:`\hat a` is inferred,
+the vector grows with it, and
+:math:`c = \sum \hat a R(-\hat\theta)(s - \hat s) / \sum \hat a^2`; of the size itself, a factor
+common to all is unknown.
 
 An object with a symmetry of order k looks the same at k angles, :math:`2 \pi / k` apart: its angle
 is known modulo :math:`2 \pi / k`, and :math:`k \theta` is an angle like any other. What the model
@@ -46,6 +49,8 @@ def pose_metrics(
     symmetry: Tensor | None = None,
     reference_theta: Tensor | None = None,
     centre: Tensor | None = None,
+    log_scale: Tensor | None = None,
+    true_scale: Tensor | None = None,
 ) -> dict[str, float]:
     """Agreement of inferred and true poses, as numbers that are never NaN.
 
@@ -64,6 +69,9 @@ def pose_metrics(
     * `centre_x_correlation`, `centre_y_correlation`, `centre_rmse_px`: the same of the decoded
       objects' centres of mass, in which it is no error where in the object a model has put the
       origin, be it for each kind of object elsewhere.
+    * `scale_correlation`: Pearson, of the logarithms of the inferred and the true sizes. Of which
+      size a model's own object is, it chooses itself, so that there is no error. 0 where an input
+      is constant.
 
     Angles of objects with a symmetry of order k are compared modulo a turn of 360 / k degrees:
     correlated k-fold, for each order by itself, and averaged over the images; each order has its
@@ -81,6 +89,8 @@ def pose_metrics(
         reference_theta: Angles in radians inferred from the same objects upright and centred,
             with shape (B,), or None.
         centre: Centres of mass of the decoded objects in grid units, with shape (B, 2), or None.
+        log_scale: Logarithms of the inferred sizes, with shape (B,), or None.
+        true_scale: True sizes as factors above 0, with shape (B,), or None.
     """
     pixel_size = positive("pixel_size", pixel_size)
     given = {
@@ -91,6 +101,8 @@ def pose_metrics(
         "symmetry": symmetry,
         "reference_theta": reference_theta,
         "centre": centre,
+        "log_scale": log_scale,
+        "true_scale": true_scale,
     }
     checked = _checked({name: value for name, value in given.items() if value is not None})
     metrics: dict[str, float] = {}
@@ -118,9 +130,16 @@ def pose_metrics(
                 metrics[f"{name}_{letter}_correlation"] = correlation
             angle = checked.get("theta", torch.zeros_like(inferred[:, 0]))
             in_object_frame = rotate(true - inferred, -angle)
-            residual = in_object_frame - in_object_frame.mean(dim=0)
+            # As the fixed vector of the object looks in each image: larger where that is.
+            size = checked.get("log_scale", torch.zeros_like(angle)).exp().unsqueeze(-1)
+            offset = (size * in_object_frame).mean(dim=0) / size.square().mean()
+            residual = in_object_frame - size * offset
             rms = residual.square().sum(dim=-1).mean().sqrt()
             metrics[f"{name}_rmse_px"] = rms.item() / pixel_size
+
+    if {"log_scale", "true_scale"} <= checked.keys():
+        true = checked["true_scale"].log()
+        metrics["scale_correlation"] = _pearson(checked["log_scale"], true)
 
     return metrics
 
@@ -228,6 +247,9 @@ def _checked(given: dict[str, Tensor]) -> dict[str, Tensor]:
             f"symmetry: expected whole numbers of at least 1, got {orders.dtype} from "
             f"{orders.min().item()}"
         )
+    sizes = given.get("true_scale")
+    if sizes is not None and sizes.min() <= 0:
+        raise ValueError(f"true_scale: expected sizes above 0, got {sizes.min().item()}")
     return {name: value.detach().cpu().double() for name, value in given.items()}
 
 

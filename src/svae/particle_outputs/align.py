@@ -15,7 +15,9 @@ _AT_ONCE = 16
 _QUARTER = math.pi / 2
 
 
-def align(images: Tensor, psi_deg: Tensor, offset: Tensor) -> Tensor:
+def align(
+    images: Tensor, psi_deg: Tensor, offset: Tensor, log_scale: Tensor | None = None
+) -> Tensor:
     r"""Images moved and turned as RELION does it, `aligned(R(psi)(x + o)) = image(x)`.
 
     Band-limited: a turn by a multiple of 90 degrees moves pixels, and what is left of it, within
@@ -23,10 +25,14 @@ def align(images: Tensor, psi_deg: Tensor, offset: Tensor) -> Tensor:
     Noise keeps its variance and spectrum, which averages of neighbouring pixels would smooth. What
     comes from outside the image is the mean of its outermost pixels.
 
+    RELION knows no sizes. Where some are given, they are removed in the end, about the middle of
+    the image, by trigonometric interpolation.
+
     Arguments:
         images: Square images, with shape (B, N, N).
         psi_deg: `rlnAnglePsi` in degrees, with shape (B,).
         offset: `rlnOriginX`, `rlnOriginY` in pixels of these images, with shape (B, 2).
+        log_scale: Logarithms of the sizes that become 1, with shape (B,); None for size 1.
 
     Returns:
         The aligned images, with shape (B, N, N), float32, on the device of `images`.
@@ -39,12 +45,15 @@ def align(images: Tensor, psi_deg: Tensor, offset: Tensor) -> Tensor:
         raise ValueError(
             f"images: expected square images with shape (B, N, N), got {tuple(images.shape)}"
         )
-    whole = images.float(), psi_deg.to(images.device), offset.to(images.device)
+    whole = [images.float(), psi_deg.to(images.device), offset.to(images.device)]
+    whole += [] if log_scale is None else [log_scale.to(images.device)]
     parts = zip(*(tensor.split(_AT_ONCE) for tensor in whole), strict=True)
     return torch.cat([_aligned(*part) for part in parts])
 
 
-def _aligned(images: Tensor, psi_deg: Tensor, offset: Tensor) -> Tensor:
+def _aligned(
+    images: Tensor, psi_deg: Tensor, offset: Tensor, log_scale: Tensor | None = None
+) -> Tensor:
     size = images.shape[-1]
     psi = torch.deg2rad(psi_deg.double())
     quarters = (psi / _QUARTER).round()
@@ -66,6 +75,11 @@ def _aligned(images: Tensor, psi_deg: Tensor, offset: Tensor) -> Tensor:
     canvas = _rows_moved(canvas, x + across * (places + y))
     canvas = _rows_moved(canvas.mT, y + along * places).mT
     canvas = _rows_moved(canvas, across * places)
+    if log_scale is not None:
+        middle = before + (size - 1) / 2
+        wanted = places[before : before + size] * log_scale.double().exp().unsqueeze(1) + middle
+        at = _interpolation(wanted, padded).float()
+        return at @ canvas @ at.mT
     return canvas[:, before : before + size, before : before + size]
 
 
@@ -87,6 +101,20 @@ def _canvas(images: Tensor, quarters: Tensor, by: Tensor, padded: int, before: i
     rim = torch.ones(size, size, dtype=torch.bool, device=images.device)
     rim[1:-1, 1:-1] = False
     return torch.where(inside, found, images[:, rim].mean(1).reshape(-1, 1, 1))
+
+
+def _interpolation(places: Tensor, size: int) -> Tensor:
+    """What gives a periodic row of pixels its values at places (B, N): (B, N, size).
+
+    Places beyond its ends are at them.
+    """
+    own = torch.arange(size, dtype=places.dtype, device=places.device)
+    distance = places.clamp(0, size - 1).unsqueeze(-1) - own
+    angle = math.pi * distance / size
+    # Of an even number of pixels, half of the highest frequency is a cosine.
+    below = torch.tan(angle) if size % 2 == 0 else torch.sin(angle)
+    value = torch.sin(math.pi * distance) / (size * below)
+    return torch.where(angle.abs() < 1e-9, 1.0, value)
 
 
 def _rows_moved(images: Tensor, by: Tensor) -> Tensor:

@@ -56,6 +56,14 @@ class Averages:
         return torch.fft.irfft2(spectra, s=self.sums.shape[-2:]).float()
 
 
-def squared_ctf(of: CTF, psi_deg: Tensor, size: int) -> Tensor:
-    """The squared CTFs of particles as seen once these are turned by `psi_deg`: (B, N, N//2+1)."""
-    return ctf(of.turned(psi_deg).params, size, size, of.applied).square()
+def squared_ctf(of: CTF, psi_deg: Tensor, size: int, log_scale: Tensor | None = None) -> Tensor:
+    """The squared CTFs of particles as seen once these are aligned: (B, N, N//2+1).
+
+    Arguments:
+        of: The CTFs of the particles as they are.
+        psi_deg: What the particles were turned by, as in `align`, with shape (B,).
+        size: The side of the images in pixels.
+        log_scale: As in `align`.
+    """
+    seen = of.turned(psi_deg) if log_scale is None else of.turned(psi_deg).resized(log_scale)
+    return ctf(seen.params, size, size, of.applied).square()

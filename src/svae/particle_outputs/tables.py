@@ -25,6 +25,8 @@ class Found:
         peak: How probable the most probable pose is, with shape (N,).
         z: The content, with shape (N, z_dim).
         z_std: Its standard deviations, with shape (N, z_dim).
+        scale: The size as a factor, with shape (N,).
+        scale_std: Its standard deviations, with shape (N,).
     """
 
     psi_deg: np.ndarray | None
@@ -33,13 +35,17 @@ class Found:
     peak: np.ndarray | None
     z: np.ndarray
     z_std: np.ndarray
+    scale: np.ndarray | None = None
+    scale_std: np.ndarray | None = None
 
     def __getitem__(self, rows: np.ndarray) -> "Found":
         def some(values: np.ndarray | None) -> np.ndarray | None:
             return None if values is None else values[rows]
 
         pose = some(self.psi_deg), some(self.offset_px)
-        return Found(*pose, some(self.classes), some(self.peak), self.z[rows], self.z_std[rows])
+        size = some(self.scale), some(self.scale_std)
+        z = self.z[rows], self.z_std[rows]
+        return Found(*pose, some(self.classes), some(self.peak), *z, *size)
 
 
 def check_units(particles: ParticleSet) -> None:
@@ -82,6 +88,8 @@ def star_table(particles: ParticleSet, found: Found) -> StarTable:
     for number in range(found.z.shape[1]):
         columns[f"svaeZ{number}"] = found.z[:, number]
         columns[f"svaeZ{number}Std"] = found.z_std[:, number]
+    if found.scale is not None and found.scale_std is not None:
+        columns |= {"svaeScale": found.scale, "svaeScaleStd": found.scale_std}
     return own.with_columns(columns)
 
 
@@ -100,6 +108,9 @@ def cs_table(particles: ParticleSet, found: Found) -> CsTable:
     for number in range(found.z.shape[1]):
         columns[f"svae/z{number}"] = found.z[:, number].astype(np.float32)
         columns[f"svae/z{number}_std"] = found.z_std[:, number].astype(np.float32)
+    if found.scale is not None and found.scale_std is not None:
+        columns["svae/scale"] = found.scale.astype(np.float32)
+        columns["svae/scale_std"] = found.scale_std.astype(np.float32)
     return table.select(particles.rows).with_columns(columns)
 
 

@@ -161,12 +161,13 @@ class ParticleOutputs:
         if theta is None and shift is None:
             return
         classes = groups.classes[rows]
-        pose = (torch.from_numpy(value) for value in self._poses(latents))
+        psi, offset = (torch.from_numpy(value) for value in self._poses(latents))
+        sizes = self._sizes(latents)
         yield (
             "particles",
             figures.particles_figure(
                 images,
-                align(images[:, 0].cpu(), *pose).unsqueeze(1),
+                align(images[:, 0].cpu(), psi, offset, sizes).unsqueeze(1),
                 groups.of_classes(means)[classes],
                 self.gallery.decode(latents.without_pose()),
                 theta,
@@ -185,12 +186,18 @@ class ParticleOutputs:
         theta, shift = (value.cpu().double().numpy() for value in (latents.theta, latents.shift))
         return to_relion(theta, shift, self._size, self._size, scale)
 
+    def _sizes(self, latents: Latents) -> Tensor | None:
+        """Logarithms of sizes (B,), where they are inferred."""
+        return latents.log_scale.cpu() if "scale" in self.gallery.model.priors else None
+
     def found(
         self, particles: ParticleSet, inferred: Inferred, std: Latents, groups: Groups | None
     ) -> Found:
         """What the tables say of particles."""
         posed = bool({"theta", "shift"} & self.gallery.model.priors.keys())
         psi, offset = self._poses(inferred.latents, particles.width / self._size)
+        sizes = self._sizes(inferred.latents)
+        scale = None if sizes is None else sizes.exp()
         return Found(
             psi if posed else None,
             offset if posed else None,
@@ -198,6 +205,8 @@ class ParticleOutputs:
             None if inferred.peak is None else inferred.peak.numpy(),
             inferred.latents.z.numpy(),
             std.z.numpy(),
+            None if scale is None else scale.numpy(),
+            None if scale is None else (scale * std.log_scale).numpy(),
         )
 
     def _write_tables(
@@ -240,22 +249,27 @@ class ParticleOutputs:
         """The aligned images (B, N, N) batch by batch, which are added to averages on the way."""
         device, start = self.gallery.model.grid.device, 0
         psi, offset = (torch.from_numpy(value) for value in self._poses(latents))
+        sizes = self._sizes(latents)
         members = None if groups is None else groups.members
         for batch in batches:
             rows = slice(start, start + len(batch["image"]))
             start = rows.stop
             images = batch["image"].to(device)
             angle, by = psi[rows], offset[rows]
+            log_scale = None if sizes is None else sizes[rows]
             ctf = None if averages is None else CTF.of(batch)
-            plain = align(images[:, 0], angle, by) if self.aligned or ctf is None else None
+            plain = None
+            if self.aligned or ctf is None:
+                plain = align(images[:, 0], angle, by, log_scale)
             if averages is not None and members is not None:
                 if ctf is None:
                     assert plain is not None
                     averages.add(plain, members[rows])
                 else:
                     ctf = ctf.to(device)
-                    twice = align(ctf.filtered(images)[:, 0], angle, by)
-                    averages.add(twice, members[rows], squared_ctf(ctf, angle, self._size))
+                    twice = align(ctf.filtered(images)[:, 0], angle, by, log_scale)
+                    squared = squared_ctf(ctf, angle, self._size, log_scale)
+                    averages.add(twice, members[rows], squared)
             if plain is not None:
                 yield plain.cpu().numpy()
 

@@ -9,7 +9,8 @@ the prior :math:`p(t) p(r) p(\theta | r) p(z)`, the divergence is
           [KL(q(\theta | t, r) || p(\theta | r)) + KL(q(z | t, r) || p(z))],
 
 exactly, as a sum over the lattice. What :math:`p(r) p(\theta | r)` a prior on the angle becomes,
-and how near their marginal is to it, is said at its `on_lattice`.
+and how near their marginal is to it, is said at its `on_lattice`. A size, where that is inferred,
+is so at each point, as z is.
 
 References:
     Unsupervised object representation learning using translation and rotation group equivariant
@@ -138,12 +139,12 @@ class AttentionPosterior:
 
     def latents(self, values: Mapping[str, Tensor], shift: Tensor) -> Latents:
         """Latents in the image's frame, of values and shifts (..., B, 2) as `at` gives them."""
-        z = values["z"]
-        theta = values.get("theta", z.new_zeros(z.shape[:-1]))
+        latents = Latents.of({**values, "shift": shift})
         if self.frame is None:
-            return Latents(z, theta, shift)
+            return latents
         angle, centre = self.frame
-        return Latents(z, theta + angle * self.head.deviates, rotate(shift + centre, angle))
+        theta = latents.theta + angle * self.head.deviates
+        return replace(latents, theta=theta, shift=rotate(shift + centre, angle))
 
     def _as_at(self, latents: Latents) -> Latents:
         """The inverse of `latents`: values and shifts as `at` gives them."""
@@ -151,7 +152,7 @@ class AttentionPosterior:
             return latents
         angle, centre = self.frame
         theta = latents.theta - angle * self.head.deviates
-        return Latents(latents.z, theta, rotate(latents.shift, -angle) - centre)
+        return replace(latents, theta=theta, shift=rotate(latents.shift, -angle) - centre)
 
     def spread_of_angles(self) -> tuple[Tensor, Tensor]:
         """Probabilities (B, m) that sum to one, and the angles (B, m) in the image's frame.
@@ -211,15 +212,17 @@ class AttentionPosterior:
         """
         weights = self.log_weights.exp()
         q, shift = self.at()
-        z = _spread(weights, q["z"].mode, q["z"].stddev)
-        theta = z.new_zeros(len(z))
+        std = {"z": _spread(weights, q["z"].mode, q["z"].stddev)}
         if "theta" in q:
             loc, part = q["theta"].mode, weights * torch.exp(-0.5 * q["theta"].stddev ** 2)
             resultant = torch.hypot((part * loc.cos()).sum(1), (part * loc.sin()).sum(1))
-            theta = (-2 * resultant.clamp(1e-12, 1).log()).sqrt()
+            std["theta"] = (-2 * resultant.clamp(1e-12, 1).log()).sqrt()
+        if "scale" in q:
+            parts = (value.unsqueeze(-1) for value in (q["scale"].mode, q["scale"].stddev))
+            std["scale"] = _spread(weights, *parts).squeeze(-1)
         if self.frame is not None:
             shift = rotate(shift, self.frame[0].unsqueeze(-1))
-        return Latents(z, theta, _spread(weights, shift, torch.zeros_like(shift)))
+        return Latents.of(std | {"shift": _spread(weights, shift, torch.zeros_like(shift))})
 
     def turned(self, angle: Tensor) -> AttentionPosterior:
         """The posterior of the latents of the images turned by `angle` (B,).
@@ -271,7 +274,7 @@ class AttentionPosterior:
         )
 
     def log_prior(self, latents: Latents, priors: Priors) -> Tensor:
-        """Log prior density of content and angle, and log prior mass of the lattice position.
+        """Log prior density of content, angle and size, and log prior mass of the position.
 
         The angle's is the marginal over the rotations of the prior that the divergence has.
         """
@@ -282,10 +285,12 @@ class AttentionPosterior:
             deviation = self._as_at(latents).theta.unsqueeze(-1) - self.head.offsets
             log_prior = log_prior + self.head.around(priors)["theta"].log_prob(deviation)
         log_prior = log_prior.logsumexp(-1) + priors["z"].log_prob(latents.z)
+        if "scale" in priors:
+            log_prior = log_prior + priors["scale"].log_prob(latents.log_scale)
         return log_prior.masked_fill(off, -torch.inf)
 
     def log_prob(self, latents: Latents) -> Tensor:
-        """Log-density of content and angle, and log-mass of the lattice position, (..., B).
+        """Log-density of content, angle and size, and log-mass of the position, (..., B).
 
         Summed over the rotations; minus infinity off the lattice.
         """
@@ -312,10 +317,10 @@ class AttentionPosterior:
             columns = torch.arange(self.points.shape[1], device=position.device)
             columns = columns.expand(len(position), -1)
             elsewhere = self.points // rotations != position.unsqueeze(-1)
-        back = self._as_at(latents)
+        back = self._as_at(latents).values()
         log_prob = self.log_weights.gather(1, columns)
         for name, q in self.at(columns)[0].items():
-            log_prob = log_prob + q.log_prob(getattr(back, name).unsqueeze(1))
+            log_prob = log_prob + q.log_prob(back[name].unsqueeze(1))
         return (
             log_prob.masked_fill(elsewhere, -torch.inf).logsumexp(1).masked_fill(off, -torch.inf)
         )
@@ -336,7 +341,7 @@ class Attention(PosteriorHead):
 
     Arguments:
         in_features: The length of the features of a lattice point.
-        priors: The prior of each variable to infer, by its name in `Latents`; `z` among them.
+        priors: The prior of each variable to infer, by its name in the model; `z` among them.
         lattice: The poses that the encoder has features of.
         sampling: How the lattice is sampled: an object of `svae.posteriors.sampling`.
         offsets: Whether the angle at a point is a deviation from that of its rotation. Without,
@@ -390,7 +395,7 @@ class Attention(PosteriorHead):
         return Lattice(self.angles, self.shifts, self.shape)
 
     def around(self, priors: Priors) -> dict[str, Prior]:
-        """The prior of what is inferred at a point: of `z`, and of the angle's deviation."""
+        """The prior of what is inferred at a point: of `z`, the angle's deviation and the size."""
         return _around(priors, self.angles, self.deviates)
 
     def log_rotations(self, priors: Priors, angles: Tensor) -> Tensor:
@@ -446,9 +451,7 @@ class Attention(PosteriorHead):
 
 
 def _around(priors: Priors, angles: Tensor, deviates: bool) -> dict[str, Prior]:
-    found = {"z": priors["z"]}
-    if "theta" in priors:
-        found["theta"] = priors["theta"]
+    found = {name: priors[name] for name in ("z", "theta", "scale") if name in priors}
     if deviates:
         deviation = priors["theta"].on_lattice(angles)[1]
         if deviation is None:

@@ -15,7 +15,7 @@ __all__ = ["Posterior", "PosteriorHead"]
 
 
 class Posterior(Protocol):
-    """The approximate posterior q(z, theta, shift | image) of a batch of B images."""
+    """The approximate posterior q(z, theta, shift, scale | image) of a batch of B images."""
 
     @property
     def gives_bound(self) -> bool:

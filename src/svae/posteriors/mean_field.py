@@ -2,12 +2,15 @@ r"""The mean-field posterior: every latent variable on its own.
 
 .. math:: q(z, \theta, \Delta x | y) = q(z | y) \, q(\theta | y) \, q(\Delta x | y)
 
+and, where sizes are inferred, times :math:`q(\log s | y)`.
+
 References:
     Explicitly disentangling image content from translation and rotation with spatial-VAE
     (Bepler et al., 2019), section 2.2 and equation 4.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,7 +30,7 @@ class MeanFieldPosterior:
     """Independent factors. A pose variable without a factor is fixed at zero (eq. 5).
 
     Arguments:
-        factors: The posterior of each inferred variable, by its name in `Latents`.
+        factors: The posterior of each inferred variable, by the name of its prior.
         frame: The angle (B,) by which the axes of the shift's factor are turned against the
             image's, counter-clockwise; not at all if None.
     """
@@ -38,10 +41,10 @@ class MeanFieldPosterior:
         self.factors, self.frame = factors, frame
 
     def _latents(self, values: Mapping[str, Tensor]) -> Latents:
-        z = values["z"]
-        theta = values.get("theta", z.new_zeros(z.shape[:-1]))
-        shift = values.get("shift", z.new_zeros(*z.shape[:-1], 2))
-        return Latents(z, theta, shift if self.frame is None else rotate(shift, self.frame))
+        latents = Latents.of(values)
+        if self.frame is None:
+            return latents
+        return replace(latents, shift=rotate(latents.shift, self.frame))
 
     def turned(self, angle: Tensor) -> "MeanFieldPosterior":
         """The posterior of the latents of the images turned by `angle` (B,)."""
@@ -68,7 +71,7 @@ class MeanFieldPosterior:
         weights = torch.stack((self.frame.cos(), self.frame.sin()), -1) ** 2
         variance = std.shift**2
         along = [(weights * v).sum(-1) for v in (variance, variance.flip(-1))]
-        return Latents(std.z, std.theta, torch.stack(along, -1).sqrt())
+        return replace(std, shift=torch.stack(along, -1).sqrt())
 
     def representation(self) -> Tensor:
         return torch.cat((self.factors["z"].mode, self.factors["z"].stddev), dim=-1)
@@ -81,11 +84,12 @@ class MeanFieldPosterior:
         return {name: priors[name].optimised_kl(q) for name, q in self.factors.items()}
 
     def log_prior(self, latents: Latents, priors: Mapping[str, Prior]) -> Tensor:
-        return torch.stack([priors[k].log_prob(getattr(latents, k)) for k in self.factors]).sum(0)
+        values = latents.values()
+        return torch.stack([priors[k].log_prob(values[k]) for k in self.factors]).sum(0)
 
     def log_prob(self, latents: Latents) -> Tensor:
-        values = {name: getattr(latents, name) for name in self.factors}
-        if self.frame is not None and "shift" in values:
+        values = latents.values()
+        if self.frame is not None:
             values["shift"] = rotate(values["shift"], -self.frame)
         terms = [q.log_prob(values[name]) for name, q in self.factors.items()]
         return torch.stack(terms).sum(0)
@@ -96,15 +100,17 @@ class MeanField(PosteriorHead):
 
     Arguments:
         in_features: The length of the feature vector.
-        priors: The prior of each variable to infer, by its name in `Latents`; `z` among them.
+        priors: The prior of each variable to infer, by its name in the model; `z` among them.
         lattice: None: an encoder's features must be one vector for each image.
     """
 
     def __init__(
         self, in_features: int, priors: Mapping[str, Prior], lattice: Lattice | None = None
     ) -> None:
-        if "z" not in priors or not set(priors) <= {"z", "theta", "shift"}:
-            raise ValueError(f"priors: expected z, and theta or shift, got {sorted(priors)}")
+        if "z" not in priors or not set(priors) <= {"z", "theta", "shift", "scale"}:
+            raise ValueError(
+                f"priors: expected z, and theta, shift or scale, got {sorted(priors)}"
+            )
         if lattice is not None:
             raise ValueError(
                 "model.posterior: mean_field takes one vector of features for each image, and the "

@@ -24,6 +24,7 @@ __all__ = [
     "AngleFromPoint",
     "Gaussian",
     "GaussianAngle",
+    "GaussianLogScale",
     "GaussianShift",
     "TargetVAEAngle",
     "angle_widths",
@@ -41,6 +42,7 @@ class Gaussian(Prior):
         std: The standard deviation of each component.
     """
 
+    #: 1: a value is a vector; 0: one number, with shape (...).
     event_dims = 1
 
     def __init__(self, dims: int, std: float = 1.0) -> None:
@@ -59,8 +61,9 @@ class Gaussian(Prior):
         return Normal(torch.zeros_like(value), log_scale, self.event_dims).log_prob(value)
 
     def family(self, params: Tensor, around: Tensor | float = 0.0) -> Normal:
-        loc, log_scale = params.chunk(2, dim=-1)
-        return Normal(self.unit * loc + around, log_scale + math.log(self.unit), event_dims=1)
+        loc, log_scale = params.chunk(2, dim=-1) if self.event_dims else params.unbind(-1)
+        log_scale = log_scale + math.log(self.unit)
+        return Normal(self.unit * loc + around, log_scale, self.event_dims)
 
     def kl(self, q: Normal) -> Tensor:
         return self.spread_kl(q) + q.sum_event(q.loc**2) / (2 * self.std**2)
@@ -86,10 +89,6 @@ class GaussianAngle(Gaussian):
 
     def __init__(self, std_deg: float) -> None:
         super().__init__(dims=1, std=math.radians(positive("std_deg", std_deg)))
-
-    def family(self, params: Tensor, around: Tensor | float = 0.0) -> Normal:
-        loc, log_scale = params.unbind(-1)
-        return Normal(self.unit * loc + around, log_scale + math.log(self.unit))
 
     def on_lattice(self, points: Tensor) -> tuple[Tensor, Prior | None]:
         """Normal deviations from equally spaced `points` (..., M), in radians.
@@ -186,3 +185,16 @@ class GaussianShift(Gaussian):
     def __init__(self, std_px: float, image_shape: Sequence[int]) -> None:
         _, height, width = image_shape_of(image_shape)
         super().__init__(dims=2, std=positive("std_px", std_px) * pixel_size(height, width))
+
+
+class GaussianLogScale(Gaussian):
+    """A normal logarithm of the object's size, with mean zero: the model's own size.
+
+    Arguments:
+        std: The standard deviation of the logarithm; 0.2 is sizes that differ by about 20 %.
+    """
+
+    event_dims = 0
+
+    def __init__(self, std: float = 0.2) -> None:
+        super().__init__(dims=1, std=std)

@@ -94,6 +94,14 @@ CARDS = (
         "common to all objects.",
     ),
     Card(
+        "test/scale_correlation",
+        "Size correlation",
+        "",
+        2,
+        "Agreement of inferred and true sizes over all images, on a logarithmic scale: 1 is "
+        "perfect, 0 is chance.",
+    ),
+    Card(
         "test/clustering_accuracy",
         "Clustering accuracy",
         "",
@@ -114,8 +122,8 @@ CAPTIONS = {
     "reconstructions": (
         "Reconstructions",
         "Top: images that the model never saw in training. Middle: what it makes of each from its "
-        "content, angle and position. Bottom: the same content with angle and position removed, "
-        "so that like objects look alike.",
+        "content, angle and position (and size, where that is inferred). Bottom: the same content "
+        "with these removed, so that like objects look alike.",
     ),
     "manifold": (
         "Manifold",
@@ -156,8 +164,8 @@ CAPTIONS = {
     "aligned": (
         "Aligned clusters",
         "A row for each group that k-means finds in the content: the mean of its images, each "
-        "moved and turned back by what was inferred, and some of them. A sharp mean says that "
-        "angles and positions agree.",
+        "moved and turned back by what was inferred (and resized, where sizes are), and some of "
+        "them. A sharp mean says that angles and positions agree.",
     ),
     "particles": (
         "Particles with their pose removed",
