@@ -4,13 +4,15 @@ PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SIZE ?= small
+RESULTS_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint format clean
+.PHONY: help install demo test bench results lint format clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -27,6 +29,9 @@ test: install ## run all tests (PYTEST_ARGS="-m 'not slow'" narrows, WORKERS=8 w
 
 bench: install ## time a training step on this machine (BENCH_ARGS="names=[spatial_vae]" narrows)
 	$(BIN)/python -m svae.bench $(BENCH_ARGS)
+
+results: install ## train what the papers report, write RESULTS.md (SIZE=full: for GPUs)
+	$(BIN)/python -m svae.results size=$(SIZE) jobs=$(WORKERS) $(RESULTS_ARGS)
 
 lint: install ## check style, format and types
 	$(BIN)/python -m ruff check .

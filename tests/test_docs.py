@@ -48,6 +48,7 @@ NOT_RUN = {
     "python -m svae.train dataset=hinge dataset.closed=": "test_molecule has structures",
     "python -m svae.train experiment=hinge": "test_hinge has it",
     "python -m svae.train experiment=table1_": "test_hinge has two of the three",
+    "python -m svae.results": "a night of trainings; test_results has small ones",
     "torchrun --nnodes 4": "needs four machines; test_distributed has two processes on this one",
     "tensorboard --logdir outputs": "a server that does not end",
     "wandb login": "asks for a key",
@@ -291,10 +292,11 @@ def test_links_and_images_lead_somewhere(page):
 
 
 def test_the_figures_are_small_and_used():
-    text = "".join(page.read_text() for page in PAGES)
-    for figure in (ROOT / "docs/figures").iterdir():
+    text = "".join(page.read_text() for page in (*PAGES, *ROOT.glob("RESULTS*.md")))
+    folder = ROOT / "docs/figures"
+    for figure in (path for path in folder.rglob("*") if path.is_file()):
         assert figure.stat().st_size < 200_000, figure
-        assert f"figures/{figure.name}" in text, figure
+        assert f"figures/{figure.relative_to(folder).as_posix()}" in text, figure
 
 
 def test_the_readme_is_short_and_shows_something():
@@ -303,7 +305,7 @@ def test_the_readme_is_short_and_shows_something():
     assert "![" in text
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "results"])
 def test_every_option_of_a_command_is_on_its_page(command):
     config = yaml.safe_load((ROOT / f"conf/{command}.yaml").read_text())
     groups = [name for item in config.pop("defaults") if isinstance(item, dict) for name in item]

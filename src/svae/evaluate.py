@@ -92,6 +92,7 @@ def evaluate_run(cfg: DictConfig, run_directory: str, output: Path) -> Metrics:
         with open_dict(run):
             given = {k: v for k, v in cfg.evaluation.items() if v is not None}
             run.evaluation = OmegaConf.merge(run.evaluation, given)
+            run.model.update({k: v for k, v in cfg.model.items() if v is not None})
             # The precision of the training, so that the same numbers come out.
             cfg.trainer.precision = cfg.trainer.precision or run.trainer.precision
         resolve_hardware(cfg.trainer)

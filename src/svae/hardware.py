@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
@@ -44,7 +46,16 @@ def environment() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed"  # svae from PYTHONPATH
-    found["processor"] = platform.processor() or platform.machine()
+    found["processor"] = _processor()
+    found["cores"], found["threads"] = str(os.cpu_count()), str(torch.get_num_threads())
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def _processor() -> str:
+    """The name of the processor, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    named = re.search(r"^model name\s*:\s*(.+)", text, re.MULTILINE)
+    return named[1] if named else platform.processor() or platform.machine()

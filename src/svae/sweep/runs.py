@@ -20,7 +20,7 @@ from svae.files import natural
 from svae.run import DECIDING, NO_MATTER
 from svae.status import Status, read_status
 
-__all__ = ["SECTIONS", "Run", "Value", "find_runs", "read_runs"]
+__all__ = ["LOADER", "SECTIONS", "Run", "Value", "composed_settings", "find_runs", "read_runs"]
 
 #: A setting: what is no number is told as YAML tells it.
 Value = str | int | float
@@ -212,6 +212,11 @@ def _composed(text: str) -> dict[str, Value]:
     """The settings of what Hydra composed, without those that are not known before a run."""
     composed = OmegaConf.create(yaml.load(text, LOADER))
     assert isinstance(composed, DictConfig)
+    return composed_settings(composed)
+
+
+def composed_settings(composed: DictConfig) -> dict[str, Value]:
+    """What decides what a run computes, as far as Hydra knows it: by its dotted name."""
     return _settings(_known(composed))
 
 

@@ -1,0 +1,133 @@
+"""`python -m svae.results`: what the papers report, trained here, on one page."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from svae.checks import at_least, one_of
+from svae.command import command
+from svae.directories import lock
+from svae.errors import UserError, told_in_one_line
+from svae.hardware import accelerator_at_hand
+from svae.results.page import check_ours, write_page
+from svae.results.plan import Job, Result, plan_of
+from svae.results.ran import Ran, check, ran
+from svae.results.running import Machine, told_minutes, work_off
+from svae.signals import Signals
+
+__all__ = ["main", "results"]
+
+log = logging.getLogger(__name__)
+
+#: The states of runs that are begun, or gone on with.
+TO_DO = ("not run", "unfinished", "failed")
+
+
+def results(cfg: DictConfig) -> Path:
+    """Run what is not finished of the plan, and write the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: The config or the plan is wrong.
+        SystemExit: Runs failed or were refused, with status 1, or it was asked to end, with 130
+            or 128 and the number of the signal; the page is written before.
+    """
+    with told_in_one_line():
+        nodes: Any = OmegaConf.to_container(cfg.results, resolve=True)
+        plan = plan_of(nodes, cfg.size)
+        wanted = dict.fromkeys(job for name in _only(cfg, plan) for job in plan[name].jobs)
+        machine = _machine(cfg)
+        if type(cfg.run) is not bool:
+            raise ValueError(f"run: expected true or false, got {cfg.run!r}")
+        folder = Path(cfg.folder, cfg.size)
+        tail = "" if cfg.size == "small" else f"_{cfg.size}"
+        page = Path(cfg.page or f"RESULTS{tail}.md")
+        figures = Path(cfg.figures or f"docs/figures/results{tail}")
+        check_ours(page)
+        if cfg.run:
+            for job in wanted:
+                check(job)
+            folder.mkdir(parents=True, exist_ok=True)
+            if not lock(folder):
+                raise UserError(f"folder: {folder} is in use by another process")
+    signals = Signals()
+    failed: dict[Job, str] = {}
+    if cfg.run:
+        found = {job: ran(job, folder) for job in wanted}
+        refused = {job: one.message for job, one in found.items() if one.state == "other"}
+        for job, why in refused.items():
+            log.warning("%s is left as it is: %s; move it away to run it", job.name, why)
+        todo = [job for job, one in found.items() if one.state in TO_DO]
+        _tell(found, todo, machine)
+        with signals:
+            failed = refused | work_off(todo, folder, machine, signals)
+    everything = {job: ran(job, folder) for result in plan.values() for job in result.jobs}
+    with told_in_one_line():
+        write_page(page, plan, everything, size=cfg.size, folder=folder, figures=figures)
+    log.info("written to: %s", page)
+    if failed:
+        log.error("failed or refused: %d of %d runs", len(failed), len(wanted))
+        for job, why in failed.items():
+            log.error("  %s: %s", job.name, why)
+    if signals.received:
+        log.info("interrupted; the same command goes on")
+        sys.exit(128 + signals.received)
+    if failed:
+        sys.exit(1)
+    return page
+
+
+def _only(cfg: DictConfig, plan: Mapping[str, Result]) -> list[str]:
+    """The names of the results that are run.
+
+    Raises:
+        ValueError: There is no such result.
+    """
+    if cfg.only is None:
+        return list(plan)
+    names = list(cfg.only) if isinstance(cfg.only, ListConfig) else [cfg.only]
+    for name in names:
+        one_of("only", name, tuple(plan))
+    return names
+
+
+def _machine(cfg: DictConfig) -> Machine:
+    """How runs are started here.
+
+    Raises:
+        ValueError: A number is wrong.
+    """
+    at_once = at_least("jobs", cfg.jobs, 1)
+    threads = None if cfg.threads is None else at_least("threads", cfg.threads, 1)
+    sources = HydraConfig.get().runtime.config_sources
+    own = tuple(one.path for one in sources if one.provider == "command-line")
+    return Machine(at_once, None if accelerator_at_hand() == "gpu" else threads, own)
+
+
+def _tell(found: Mapping[Job, Ran], todo: list[Job], machine: Machine) -> None:
+    """What is going to be run, and how long that takes."""
+    there = sum(one.state == "finished" for one in found.values())
+    minutes = [job.minutes for job in todo if job.minutes is not None]
+    unknown = len(todo) - len(minutes)
+    log.info(
+        "%d runs: %d finished, %d to do, about %s with %d at a time%s",
+        *(len(found), there, len(todo), told_minutes(sum(minutes) / machine.at_once)),
+        machine.at_once,
+        f", and {unknown} of unknown length" if unknown else "",
+    )
+    for job in todo:
+        time = "unknown" if job.minutes is None else told_minutes(job.minutes)
+        log.info("  %-60s %s", job.name, time)
+    for job, one in found.items():
+        if one.state == "left out":
+            log.info("  %-60s not run: %s", job.name, one.message)
+
+
+main = command("results")(results)

@@ -1,0 +1,5 @@
+"""So that `python -m svae.results` runs the command."""
+
+from svae.results import main
+
+main()
