@@ -123,7 +123,7 @@ def _section(
         yield result.remark
         yield ""
     yield from _machines(result, found)
-    yield from _missing(result, found, folder)
+    yield from _missing(result, found)
     yield from _commands(result, folder)
 
 
@@ -280,21 +280,21 @@ def _machines(result: Result, found: Found) -> Iterator[str]:
     yield ""
 
 
-def _missing(result: Result, found: Found, folder: Path) -> Iterator[str]:
-    """What there is no number of, and why."""
+def _missing(result: Result, found: Found) -> Iterator[str]:
+    """What there is no number of, and why; a line for each row."""
     lines, count = [], 0
-    for jobs in (jobs for row in result.rows.values() for jobs in row.jobs):
-        states = dict.fromkeys((found[job].state, found[job].message) for job in jobs)
-        for state, message in states:
-            alike = [
-                job for job in jobs if (found[job].state, found[job].message) == (state, message)
-            ]
-            if state == "finished":
-                continue
-            count += len(alike)
-            names = ", ".join(f"`{job.name}`" for job in alike)
-            why = f" ({message})" if message else ""
-            lines.append(f"- {names}: {STATES[state]}{why}: `{_command(alike, folder)}`")
+    for row in result.rows.values():
+        jobs = [job for jobs in row.jobs for job in jobs]
+        reasons: dict[str, list[str]] = {}
+        for job in jobs:
+            one = found[job]
+            if one.state != "finished":
+                why = f" ({one.message})" if one.message else ""
+                reasons.setdefault(f"{STATES[one.state]}{why}", []).append(job.name)
+        for reason, names in reasons.items():
+            count += len(names)
+            told = f"`{names[0]}`" if len(jobs) == 1 else f"{len(names)} of {len(jobs)} runs"
+            lines.append(f"- {_named(row)}: {told}: {reason}")
     if lines:
         many = f"{count} runs are" if count > 1 else "1 run is"
         yield f"<details><summary>{many} missing</summary>"
