@@ -397,6 +397,7 @@ def test_the_bound_does_not_depend_on_the_batch(make_model):
         ({"pixels_per_image": 0}, "pixels_per_image"),
         ({"infer_theta": False, "augment_rotation": True}, "augment_rotation"),
         ({"pose_candidates": 0}, "pose_candidates"),
+        ({"refinement_steps": -1}, "refinement_steps"),
         ({"prior": {"z": Gaussian(2)}}, "prior.*theta, shift"),
         (
             {

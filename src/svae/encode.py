@@ -40,6 +40,8 @@ def encode(cfg: DictConfig) -> None:
         resolve_seed(cfg)
         at_least("batch_size", cfg.batch_size, 1)
         model = load(cfg.run, cfg.checkpoint)
+        if cfg.refinement_steps is not None:
+            model.refinement_steps = at_least("refinement_steps", cfg.refinement_steps, 0)
         model.to("cuda" if cfg.accelerator == "gpu" else "cpu")
         data, images = images_to_encode(cfg, given("dataset"))
         gallery = Gallery(model, seed=cfg.seed)

@@ -77,7 +77,7 @@ def evaluate(cfg: DictConfig) -> Metrics:
 
 
 def evaluate_run(cfg: DictConfig, run_directory: str, output: Path) -> Metrics:
-    """Test the model of a run as its training did, or with other numbers of samples.
+    """Test the model of a run as its training did, or with other numbers of samples and steps.
 
     Arguments:
         cfg: Of the command; it stays as it is.
@@ -92,6 +92,8 @@ def evaluate_run(cfg: DictConfig, run_directory: str, output: Path) -> Metrics:
         with open_dict(run):
             given = {k: v for k, v in cfg.evaluation.items() if v is not None}
             run.evaluation = OmegaConf.merge(run.evaluation, given)
+            if cfg.refinement_steps is not None:
+                run.model.refinement_steps = cfg.refinement_steps
             # The precision of the training, so that the same numbers come out.
             cfg.trainer.precision = cfg.trainer.precision or run.trainer.precision
         resolve_hardware(cfg.trainer)
