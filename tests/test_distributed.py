@@ -138,7 +138,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["trainer.max_epochs=1"],
+        ["trainer.max_epochs=1", "model.refinement_steps=2"],
         ["model.pixels_per_image=40", "max_gradient_spike=1.01"],
         ["trainer.accumulate_grad_batches=2"],
         ["model/likelihood=gaussian_per_pixel"],

@@ -113,6 +113,23 @@ def test_a_folder_tells_how_to_repeat_its_own_test(sweep, evaluated):
     assert not (evaluated / "report.html").exists()
 
 
+def test_refinement_changes_what_is_inferred_and_no_bound(sweep, evaluated, tmp_path, capfd):
+    before = metrics_of(evaluated / "0")
+    refined = metrics_of(
+        evaluate(tmp_path / "a", f"run={sweep}/seed-1", "model.refinement_steps=1")
+    )
+    for name in ("test/elbo", "test/iwae_bound", "test/log_likelihood"):
+        assert refined[name] == before[name]
+    for name in ("test/theta_error_deg", "test/centre_rmse_px", "test/theta_relative_error_deg"):
+        assert refined.get(name) != before.get(name, 0)
+    for value in ("-1", "some"):
+        with pytest.raises(SystemExit):
+            evaluate(tmp_path / value, f"run={sweep}/seed-1", f"model.refinement_steps={value}")
+        told = capfd.readouterr().out.strip().splitlines()
+        assert "refinement_steps: expected" in told[-1]
+        assert f"got '{value}'" in told[-1] or f"got {value}" in told[-1]
+
+
 def test_a_later_mistake_is_found_before_the_first_test(sweep, tmp_path, capfd):
     copy = tmp_path / "copy"
     shutil.copytree(sweep / "seed-1", copy)

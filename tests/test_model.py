@@ -456,6 +456,7 @@ class Ring(torch.nn.Module):
         ({"pixels_per_image": 0}, "pixels_per_image"),
         ({"infer_theta": False, "augment_rotation": True}, "augment_rotation"),
         ({"pose_candidates": 0}, "pose_candidates"),
+        ({"refinement_steps": -1}, "refinement_steps"),
         ({"prior": {"z": Gaussian(2)}}, "prior.*theta, shift"),
         ({"prior": any_angle(), "infer_scale": True}, "prior: expected one for scale"),
         (

@@ -84,6 +84,7 @@ def test_metrics_have_the_names_of_the_design(trained):
         "test/theta_circular_correlation",
         "test/theta_circular_correlation_plain",
         "test/theta_error_deg",
+        "test/theta_half_turns",
         "test/shift_x_correlation",
         "test/shift_y_correlation",
         "test/shift_rmse_px",

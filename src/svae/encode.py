@@ -39,7 +39,8 @@ def encode(cfg: DictConfig) -> None:
         resolve_hardware(cfg, "accelerator=cpu")
         resolve_seed(cfg)
         at_least("batch_size", cfg.batch_size, 1)
-        model = load(cfg.run, cfg.checkpoint)
+        given_options = {k: v for k, v in cfg.model.items() if v is not None}
+        model = load(cfg.run, cfg.checkpoint, **given_options)
         model.to("cuda" if cfg.accelerator == "gpu" else "cpu")
         data, images = images_to_encode(cfg, given("dataset"))
         gallery = Gallery(model, seed=cfg.seed)

@@ -77,7 +77,7 @@ def evaluate(cfg: DictConfig) -> Metrics:
 
 
 def evaluate_run(cfg: DictConfig, run_directory: str, output: Path) -> Metrics:
-    """Test the model of a run as its training did, or with other numbers of samples.
+    """Test the model of a run as its training did, or with other numbers of samples and steps.
 
     Arguments:
         cfg: Of the command; it stays as it is.

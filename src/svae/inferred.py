@@ -11,8 +11,9 @@ from torch import Tensor
 from svae.ctf import CTF
 from svae.latents import Latents
 from svae.model import SpatialVAE
+from svae.posteriors import Posterior
 
-__all__ = ["Inferred", "infer_batch"]
+__all__ = ["Inferred", "infer_batch", "representation"]
 
 _TRUTH = ("label", "theta", "shift", "scale", "symmetry", "conformation")
 _MORE = ("representation", "reference_theta", "centre", "peak")
@@ -25,7 +26,7 @@ class Inferred:
 
     Arguments:
         index: The images' index, with shape (B,).
-        latents: The posterior's mode, with shape (B, ...).
+        latents: The posterior's mode or what is refined from it, with shape (B, ...).
         log_likelihood: Of each image, in nats, with shape (B,).
         label: With shape (B,).
         theta: The true angle in radians, with shape (B,).
@@ -34,7 +35,7 @@ class Inferred:
         symmetry: The order of the object's rotational symmetry (1 none, 2 an ellipse, 4 a
             square), with shape (B,).
         conformation: The true conformation from 0 to 1, with shape (B,).
-        representation: Mean and standard deviation of z at the mode, with shape (B, 2 z_dim).
+        representation: z and its standard deviation at the mode, with shape (B, 2 z_dim).
         reference_theta: The angle inferred from the same object upright and centred, in radians,
             with shape (B,).
         centre: The centre of mass of the decoded object in the image, in grid units, with shape
@@ -124,9 +125,14 @@ class Inferred:
         return Inferred.from_batch(named, latents, named["log_likelihood"], **more)
 
 
+def representation(q: Posterior, latents: Latents) -> Tensor:
+    """That of a posterior, with the z of `latents` in the place of its own: (B, 2 z_dim)."""
+    return torch.cat((latents.z, q.representation()[:, latents.z.shape[1] :]), dim=1)
+
+
 @torch.no_grad()
 def infer_batch(model: SpatialVAE, batch: Mapping[str, Tensor]) -> tuple[Inferred, Latents]:
-    """The posterior's mode for every image of a batch, and its standard deviations.
+    """The model's estimate for every image of a batch, and the posterior's standard deviations.
 
     Arguments:
         model: The model.
@@ -134,21 +140,21 @@ def infer_batch(model: SpatialVAE, batch: Mapping[str, Tensor]) -> tuple[Inferre
             device.
 
     Returns:
-        The mode with the log-likelihood there, and the standard deviations; both on the CPU. The
-        same objects upright, which a batch may have, are not looked at.
+        The estimate with the log-likelihood there, and the standard deviations; both on the CPU.
+        The same objects upright, which a batch may have, are not looked at.
     """
     image, ctf = batch["image"].to(model.grid), CTF.of(batch)
     ctf = None if ctf is None else ctf.to(image.device)
     q = model.infer(image, ctf=ctf)
-    mode, std = q.mode(), q.uncertainty()
-    log_likelihood = model.log_likelihood(image, mode[None], ctf=ctf).squeeze(0)
+    best, std = model.estimate(image, q, ctf=ctf), q.uncertainty()
+    log_likelihood = model.log_likelihood(image, best[None], ctf=ctf).squeeze(0)
     log_weights = getattr(q, "log_weights", None)  # of a posterior that has a lattice
     found = Inferred.from_batch(
         batch,
-        mode.map(Tensor.cpu),
+        best.map(Tensor.cpu),
         log_likelihood.cpu(),
-        q.representation().cpu(),
-        centre=model.centre(mode).cpu() if "shift" in model.priors else None,
+        representation(q, best).cpu(),
+        centre=model.centre(best).cpu() if "shift" in model.priors else None,
         peak=None if log_weights is None else log_weights.exp().amax(1).cpu(),
     )
     return found, std.map(Tensor.cpu)

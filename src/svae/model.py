@@ -9,6 +9,7 @@ References:
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from svae.geometry import (
     rotate_image,
     to_object_frame,
     transform_image,
+    wrap_angle,
 )
 from svae.latents import Latents
 from svae.likelihoods import AdditiveNoise, Likelihood
@@ -35,6 +37,7 @@ from svae.noise import Noise
 from svae.pixels import Pixels, draw_pixels
 from svae.posteriors import Attention, Posterior, PosteriorHead
 from svae.priors import Prior
+from svae.refinement import refine
 
 __all__ = ["SpatialVAE"]
 
@@ -42,9 +45,10 @@ _PIXELS_AT_ONCE = 4_000_000
 
 _WITH_CTF = "where images come with a CTF (dataset.ctf=forward, or dataset.defocus_A)"
 
-#: The part of the pixels that tells poses apart that differ by a large part of a circle.
-_OF_CANDIDATES = 1 / 6
-_FEWEST_OF_CANDIDATES = 128
+#: The part of the pixels that tells poses apart that differ by a large part of a circle, and that
+#: directions for small steps can be taken from.
+_FEW = 1 / 6
+_FEWEST = 128
 
 
 class SpatialVAE(nn.Module):
@@ -74,6 +78,8 @@ class SpatialVAE(nn.Module):
         z_delay_epochs: For how many epochs training holds z at zero (section 4.3).
         pose_candidates: In how many poses each image is shown to the encoder outside of training;
             more than one mends poses half a turn off (`infer`). Where no angle is inferred, one.
+        refinement_steps: How many steps towards the most probable latents `estimate` takes from
+            the posterior's mode; 0 for none. No bound and no training depends on it.
         group_order: The number of rotations of a group-equivariant encoder; null for another.
     """
 
@@ -95,6 +101,7 @@ class SpatialVAE(nn.Module):
         augment_rotation: bool = False,
         z_delay_epochs: int = 0,
         pose_candidates: int = 1,
+        refinement_steps: int = 0,
         group_order: int | None = None,
     ) -> None:
         super().__init__()
@@ -145,6 +152,7 @@ class SpatialVAE(nn.Module):
             raise ValueError(f"pixel_focus: expected a fraction below 1, got {pixel_focus!r}")
         self.pixel_focus = pixel_focus
         self.pose_candidates = at_least("pose_candidates", pose_candidates, 1)
+        self.refinement_steps = at_least("refinement_steps", refinement_steps, 0)
         if augment_rotation and not infer_theta:
             raise ValueError("augment_rotation: expected false where infer_theta is false")
         # Not a parameter: it follows from the image shape, and stays out of checkpoints.
@@ -219,9 +227,7 @@ class SpatialVAE(nn.Module):
         with torch.no_grad():
             # The same pixels of an image whichever batch it comes in.
             noise = Noise(0, "candidates", turns.new_zeros(len(image), dtype=torch.long))
-            count = int(len(self.likelihood.scored_pixels) * _OF_CANDIDATES)
-            few = None if ctf is not None else max(count, _FEWEST_OF_CANDIDATES)
-            pixels = self._some_pixels(image, noise, few, 0.5)
+            pixels = self._some_pixels(image, noise, self._few_pixels(ctf), 0.5)
             scores = [
                 self._bound_at_mode(image, turn.expand(len(image)), pixels, ctf) for turn in turns
             ]
@@ -259,6 +265,12 @@ class SpatialVAE(nn.Module):
     def _infer_turned(self, image: Tensor, turn: Tensor, noise: Noise | None = None) -> Posterior:
         """The posterior from the images turned by `turn` (B,), the turn removed again."""
         return self._posterior(rotate_image(image, turn), noise).turned(-turn)
+
+    def _few_pixels(self, ctf: CTF | None) -> int | None:
+        """How many pixels are enough for what needs no exact number; None for all."""
+        if ctf is not None or not self.generator.coordinate_based:
+            return None
+        return max(int(len(self.likelihood.scored_pixels) * _FEW), _FEWEST)
 
     def _some_pixels(
         self, image: Tensor, noise: Noise, count: int | None, focus: float
@@ -462,13 +474,87 @@ class SpatialVAE(nn.Module):
         return log_likelihood + q.log_prior(latents, self.priors) - q.log_prob(latents)
 
     @torch.no_grad()
+    def estimate(
+        self, image: Tensor, q: Posterior | None = None, *, ctf: CTF | None = None
+    ) -> Latents:
+        """The latents to report of images: the posterior's mode, or better (`refinement_steps`).
+
+        Arguments:
+            image: Images, with shape (B, C, H, W).
+            q: Their posterior, where `infer` was asked already.
+            ctf: As in `log_likelihood`.
+
+        Returns:
+            The latents, with shape (B, ...), at which log-likelihood and log-prior together are
+            no less than at the mode.
+        """
+        mode = (self.infer(image, ctf=ctf) if q is None else q).mode()
+        if not self.refinement_steps:
+            return mode
+        few = self._few_pixels(ctf)
+        unknowns = sum(mode.values()[name].shape[1:].numel() for name in self.priors)
+        per_image = (len(self.grid) if few is None else few) * self.image_shape[0]
+        at_once = max(1, _PIXELS_AT_ONCE // (per_image * (unknowns + 1)))
+        rows = torch.arange(len(image), device=image.device).split(at_once)
+        # In float32, since bfloat16 would round away what a step gains.
+        with (
+            torch.inference_mode(False),
+            torch.autocast(image.device.type, enabled=False),
+            _frozen(self),
+        ):
+            return Latents.cat(
+                [
+                    self._refined(image[own], mode[own], few, None if ctf is None else ctf[own])
+                    for own in rows
+                ]
+            )
+
+    def _refined(self, image: Tensor, start: Latents, few: int | None, ctf: CTF | None) -> Latents:
+        """`estimate` of as many images as can be refined at once, from where `start` is."""
+        noise = Noise(0, "refinement", torch.zeros(len(image), device=image.device).long())
+        pixels = self._some_pixels(image, noise, few, 0.5)
+        together = torch.ones_like(start.theta)[None]
+
+        def log_joint(latents: Latents) -> Tensor:
+            value = self._score(ctf)(image, latents[None], weights=together).squeeze(0)
+            places = latents.values()
+            for name, prior in self.priors.items():
+                place = places[name]
+                # A posterior with a lattice counts its angles from 0 to a whole turn.
+                value = value + prior.log_prob(wrap_angle(place) if name == "theta" else place)
+            return value
+
+        units = {name: getattr(prior, "unit", 1.0) for name, prior in self.priors.items()}
+        return refine(
+            start,
+            units,
+            log_joint,
+            lambda latents: self._expected(latents, pixels, ctf),
+            self.refinement_steps,
+        )
+
+    def _expected(
+        self, latents: Latents, pixels: Pixels | None, ctf: CTF | None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the scored pixels, or of some that stand for them."""
+        whole = ctf is not None or not self.generator.coordinate_based
+        scored = self.likelihood.scored_pixels
+        grid = self.grid if whole else self.grid[scored if pixels is None else pixels.places]
+        coords = to_object_frame(grid, *latents.pose)
+        params = self.generator(coords, latents.z)
+        mean, std = self._mean(params, coords, ctf), self.likelihood.stddev(params)
+        if whole:
+            mean, std = mean[:, scored], std[:, scored]
+        if pixels is not None:
+            std = std / pixels.weight.sqrt().unsqueeze(-1)
+        return mean.flatten(1), std.flatten(1)
+
+    @torch.no_grad()
     def encode(self, image: Tensor, batch_size: int = 500, *, ctf: CTF | None = None) -> Latents:
-        """The posterior mode of images with shape (B, C, H, W); see `infer` for more."""
+        """The `estimate` of images with shape (B, C, H, W); see `infer` for more."""
         rows = torch.arange(len(image)).split(batch_size)
         parts = zip(self._batches(image, batch_size), rows, strict=True)
-        return Latents.cat(
-            [self.infer(part, ctf=self._own(ctf, own)).mode() for part, own in parts]
-        )
+        return Latents.cat([self.estimate(part, ctf=self._own(ctf, own)) for part, own in parts])
 
     @torch.no_grad()
     def decode(self, latents: Latents, batch_size: int = 500, *, ctf: CTF | None = None) -> Tensor:
@@ -519,6 +605,19 @@ class SpatialVAE(nn.Module):
         self.likelihood.check(image)
         for part in image.split(at_least("batch_size", batch_size, 1)):
             yield part.to(self.grid)
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No gradients of the parameters, which would cost as much as those of the latents."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _weights(beta: float | Mapping[str, float], terms: Sequence[str]) -> dict[str, float]:

@@ -18,7 +18,8 @@ from svae.datasets.base import Batch
 from svae.elbo import ELBO
 from svae.finite import FiniteCheck, NotFinite, Suspect
 from svae.geometry import pixel_size
-from svae.inferred import Inferred
+from svae.inferred import Inferred, representation
+from svae.latents import Latents
 from svae.metrics import (
     MeanPerImage,
     PerImage,
@@ -136,7 +137,7 @@ class VAEModule(pl.LightningModule):
         q = self.model.infer(batch["image"], ctf=CTF.of(batch))
         elbo = self._bound("val", batch, q)
         self._update("val", elbo)
-        self._collect(batch, q, elbo)
+        self._collect(batch, q, elbo, q.mode())
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("val")
@@ -155,10 +156,10 @@ class VAEModule(pl.LightningModule):
         self._update("test", elbo, **more)
         reference = None
         if "untransformed" in batch and "theta" in self.model.priors:
-            upright = self.model.infer(batch["untransformed"], ctf=CTF.of(batch))
-            reference = upright.mode().theta
-        centre = self.model.centre(q.mode()) if "shift" in self.model.priors else None
-        self._collect(batch, q, elbo, reference, centre)
+            reference = self.model.estimate(batch["untransformed"], ctf=CTF.of(batch)).theta
+        latents = self.model.estimate(batch["image"], q, ctf=CTF.of(batch))
+        centre = self.model.centre(latents) if "shift" in self.model.priors else None
+        self._collect(batch, q, elbo, latents, reference, centre)
 
     def on_test_epoch_end(self) -> None:
         self._log_means("test")
@@ -313,12 +314,18 @@ class VAEModule(pl.LightningModule):
         batch: Batch,
         q: Posterior,
         elbo: ELBO,
+        latents: Latents,
         reference_theta: Tensor | None = None,
         centre: Tensor | None = None,
     ) -> None:
         assert self.per_image is not None
         found = Inferred.from_batch(
-            batch, q.mode(), elbo.log_likelihood, q.representation(), reference_theta, centre
+            batch,
+            latents,
+            elbo.log_likelihood,
+            representation(q, latents),
+            reference_theta,
+            centre,
         )
         self.per_image.update(**found.tensors())
 

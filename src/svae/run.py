@@ -288,14 +288,18 @@ def load_weights(model: SpatialVAE, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
-def load(run: str | Path, checkpoint: str = "best") -> SpatialVAE:
+def load(run: str | Path, checkpoint: str = "best", **options: Any) -> SpatialVAE:
     """A trained model from its run directory alone, ready for `encode` and `decode`.
 
     Arguments:
         run: The run directory.
         checkpoint: `best` or `last`.
+        options: Options of the model in the place of the run's that its weights do not depend on,
+            such as `pose_candidates=4` or `refinement_steps=2`.
     """
     config = read_config(run)
+    with open_dict(config):
+        config.model.update(options)
     model: SpatialVAE = instantiate(config.model, "model")
     load_weights(model, checkpoint_path(run, checkpoint))
     return model.eval()

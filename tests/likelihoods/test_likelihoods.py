@@ -44,6 +44,25 @@ def test_bernoulli_stays_finite_at_extreme_logits():
     assert torch.isfinite(params.grad).all()
 
 
+def test_the_width_of_a_pixel_is_that_of_torch():
+    for likelihood in (Bernoulli(SHAPE), Gaussian(SHAPE, std=0.3), PerPixelGaussian(SHAPE)):
+        params = random_params(likelihood)
+        found = likelihood.double().stddev(params)
+        if isinstance(likelihood, Bernoulli):
+            expected = TorchBernoulli(logits=params).stddev
+        else:
+            # At the mean, the density is one over the width and sqrt(2 pi).
+            mean = likelihood.mean(params)
+            expected = torch.full_like(mean, 0.3)
+            if isinstance(likelihood, PerPixelGaussian):
+                expected = softplus(params[..., 3:]) + likelihood.min_std
+            peak = likelihood.log_prob(params, mean)
+            assert_close(peak, -(found.log() + 0.5 * math.log(2 * math.pi)).sum(-1))
+        # The width of one for all is kept in single precision.
+        assert_close(found, expected, rtol=1e-6, atol=0)
+        assert (likelihood.stddev(100 * params) > 0).all()
+
+
 @pytest.mark.parametrize("std", [0.1, 1.0, 3.0])
 def test_gaussian_is_that_of_torch(std):
     likelihood = Gaussian(SHAPE, std=std).double()

@@ -54,6 +54,7 @@ def test_the_true_poses_are_perfect(truth: tuple[Tensor, Tensor]) -> None:
         "theta_circular_correlation",
         "theta_circular_correlation_plain",
         "theta_error_deg",
+        "theta_half_turns",
         "shift_x_correlation",
         "shift_y_correlation",
         "shift_rmse_px",
@@ -205,10 +206,23 @@ def test_error_of_a_noisy_angle_is_the_median_of_its_noise(generator: torch.Gene
     assert metrics["theta_error_deg"] == pytest.approx(6.745, rel=0.03)  # 10 deg * Phi^-1(3/4)
 
 
+def test_the_share_of_half_turns(truth: tuple[Tensor, Tensor]) -> None:
+    theta, _ = truth
+    error = torch.zeros(200, dtype=torch.float64)
+    error[:30], error[30:50], error[50:60] = math.pi, math.radians(-91), math.radians(89)
+    assert pose_metrics(theta + error + 2, None, theta, None, PIXEL)["theta_half_turns"] == 0.25
+    # An ellipse has none, a triangle upside down is 60 degrees off.
+    twofold, threefold = torch.full((2, 200), 2, dtype=torch.int64) + torch.tensor([[0], [1]])
+    for symmetry in (twofold, threefold):
+        found = pose_metrics(theta + error, None, theta, None, PIXEL, symmetry)
+        assert found["theta_half_turns"] == 0
+
+
 def test_an_angle_that_knows_nothing_is_a_quarter_turn_off(generator: torch.Generator) -> None:
     theta, inferred = 2 * math.pi * torch.rand(2, 20_000, generator=generator)
-    error = pose_metrics(inferred, None, theta, None, PIXEL)["theta_error_deg"]
-    assert 86 < error < 90
+    metrics = pose_metrics(inferred, None, theta, None, PIXEL)
+    assert 86 < metrics["theta_error_deg"] < 90
+    assert metrics["theta_half_turns"] == pytest.approx(0.5, abs=0.02)
 
 
 def test_constant_inferences_give_numbers(truth: tuple[Tensor, Tensor]) -> None:
@@ -229,6 +243,7 @@ def test_what_is_absent_is_left_out(truth: tuple[Tensor, Tensor]) -> None:
         "theta_circular_correlation",
         "theta_circular_correlation_plain",
         "theta_error_deg",
+        "theta_half_turns",
     }
     shift_keys = {"shift_x_correlation", "shift_y_correlation", "shift_rmse_px"}
     assert pose_metrics(None, None, theta, shift, PIXEL) == {}

@@ -61,6 +61,10 @@ class Likelihood(nn.Module, ABC):
     def mean(self, params: Tensor) -> Tensor:
         """The expected pixel values (..., C), from parameters (..., out_features)."""
 
+    @abstractmethod
+    def stddev(self, params: Tensor) -> Tensor:
+        """The standard deviation of pixel values (..., C), above 0; arguments as in `mean`."""
+
     def check(self, image: Tensor) -> None:
         """Raise ValueError if images (B, C, H, W) are outside of what the likelihood describes."""
         if not torch.isfinite(image).all():

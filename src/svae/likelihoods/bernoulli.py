@@ -19,6 +19,8 @@ from svae.likelihoods.base import Likelihood
 
 __all__ = ["Bernoulli"]
 
+_LEAST_VARIANCE = 1e-6
+
 
 class Bernoulli(Likelihood):
     """Pixels that are 0 or 1, or grey values in between; arguments as in `Likelihood`."""
@@ -31,6 +33,11 @@ class Bernoulli(Likelihood):
 
     def mean(self, params: Tensor) -> Tensor:
         return torch.sigmoid(params.to(torch.promote_types(params.dtype, torch.float32)))
+
+    def stddev(self, params: Tensor) -> Tensor:
+        p = self.mean(params)
+        # Never 0, to which a certain pixel would be rounded: it is divided by.
+        return (p * (1 - p)).clamp(min=_LEAST_VARIANCE).sqrt()
 
     def check(self, image: Tensor) -> None:
         super().check(image)

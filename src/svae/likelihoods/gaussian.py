@@ -68,6 +68,9 @@ class Gaussian(AdditiveNoise):
     def log_prob(self, params: Tensor, target: Tensor, mean: Tensor | None = None) -> Tensor:
         return _log_normal(target, self.mean(params) if mean is None else mean, self.log_std)
 
+    def stddev(self, params: Tensor) -> Tensor:
+        return self.log_std.exp().expand(*params.shape[:-1], self.channels)
+
 
 class PerPixelGaussian(AdditiveNoise):
     """Normal noise whose standard deviation the generator gives for every pixel.
@@ -106,6 +109,9 @@ class PerPixelGaussian(AdditiveNoise):
         self.min_std = positive("min_std", min_std)
 
     def log_prob(self, params: Tensor, target: Tensor, mean: Tensor | None = None) -> Tensor:
+        log_std = self.stddev(params).log()
+        return _log_normal(target, self.mean(params) if mean is None else mean, log_std)
+
+    def stddev(self, params: Tensor) -> Tensor:
         raw = params.to(torch.promote_types(params.dtype, torch.float32))
-        std = softplus(raw[..., self.channels :]) + self.min_std
-        return _log_normal(target, self.mean(params) if mean is None else mean, torch.log(std))
+        return softplus(raw[..., self.channels :]) + self.min_std

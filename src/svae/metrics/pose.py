@@ -56,6 +56,8 @@ def pose_metrics(
 
     * `theta_circular_correlation`, `theta_circular_correlation_plain`: `svae.metrics.circular`.
     * `theta_error_deg`: median absolute angle error after removing `angle_offset`.
+    * `theta_half_turns`: the share of the images whose angle is off by more than 90 degrees, after
+      removing the same: what was taken for its own upside-down.
     * `theta_relative_correlation`, `theta_relative_correlation_plain`: the same correlations for
       the inferred angle less the one inferred from the same object upright, as in the TARGET-VAE
       code (which has the plain form). What differs from object to object in how a model finds
@@ -114,13 +116,16 @@ def pose_metrics(
         metrics["theta_circular_correlation"] = correlation
         metrics["theta_circular_correlation_plain"] = plain
         offsets = angle_offsets(inferred, true, orders)
-        metrics["theta_error_deg"] = _error_deg(inferred, true, orders, offsets)
+        error = _angle_errors(inferred, true, orders, offsets)
+        metrics["theta_error_deg"] = math.degrees(error.median().item())
+        metrics["theta_half_turns"] = (error > math.pi / 2).double().mean().item()
         if "reference_theta" in checked:
             relative = inferred - checked["reference_theta"]
             correlation, plain = _correlations(relative, true, orders)
             metrics["theta_relative_correlation"] = correlation
             metrics["theta_relative_correlation_plain"] = plain
-            metrics["theta_relative_error_deg"] = _error_deg(relative, true, orders, {})
+            error = _angle_errors(relative, true, orders, {})
+            metrics["theta_relative_error_deg"] = math.degrees(error.median().item())
 
     for name in ("shift", "centre"):
         if {name, "true_shift"} <= checked.keys():
@@ -217,12 +222,12 @@ def _correlations(theta: Tensor, true_theta: Tensor, orders: Tensor) -> tuple[fl
     return sums[0], sums[1]
 
 
-def _error_deg(
+def _angle_errors(
     theta: Tensor, true_theta: Tensor, orders: Tensor, offsets: Mapping[int, float]
-) -> float:
-    """Median absolute difference of `comparable_angles`, in degrees."""
+) -> Tensor:
+    """Absolute differences of `comparable_angles`, with shape (B,)."""
     inferred, true = comparable_angles(theta, true_theta, orders, offsets)
-    return math.degrees((inferred - true).abs().median().item())
+    return (inferred - true).abs()
 
 
 def _checked(given: dict[str, Tensor]) -> dict[str, Tensor]:
