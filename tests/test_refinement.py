@@ -20,7 +20,14 @@ from svae.likelihoods import Gaussian as GaussianLikelihood
 from svae.noise import Noise
 from svae.posteriors import Attention
 from svae.posteriors.sampling import Truncated
-from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle, VonMisesAngle
+from svae.priors import (
+    Gaussian,
+    GaussianAngle,
+    GaussianLogScale,
+    GaussianShift,
+    UniformAngle,
+    VonMisesAngle,
+)
 
 SHAPE = (1, 9, 9)
 NO_POSE = {"infer_theta": False, "infer_shift": False}
@@ -38,6 +45,10 @@ MODELS = {
     "colour": {"image_shape": (3, 8, 10)},
     "uniform angle": {"prior": prior_of(UniformAngle())},
     "von mises": {"prior": prior_of(VonMisesAngle(40.0))},
+    "size": {
+        "prior": prior_of(UniformAngle()) | {"scale": GaussianLogScale(0.3)},
+        "infer_scale": True,
+    },
     "no content": {"z_dim": 0},
     "no angle": {"infer_theta": False},
     "no pose": NO_POSE,
@@ -66,7 +77,7 @@ def images_for(model, count=6):
 def log_joint(model, images, latents, **more):
     value = model.log_likelihood(images, latents[None], **more).squeeze(0).detach()
     for name, prior in model.priors.items():
-        place = getattr(latents, name)
+        place = latents.values()[name]
         value = value + prior.log_prob(wrap_angle(place) if name == "theta" else place)
     return value
 
@@ -91,8 +102,8 @@ def test_no_image_is_worse_off(model):
     assert once.mean() > 0.01
     assert often.mean() > once.mean()
     # What is not inferred stays.
-    for name in {"theta", "shift"} - set(model.priors):
-        assert not getattr(latents, name).any()
+    for name, value in latents.values().items():
+        assert name == "z" or value.any() == (name in model.priors)
     assert model.infer(images).mode().z.equal(mode.z)
     assert all(p.requires_grad for name, p in model.generator.named_parameters())
 
