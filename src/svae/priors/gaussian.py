@@ -32,6 +32,9 @@ __all__ = [
 # Weights as wide as this are equal to 3e-4; so many turns hold all of them.
 _WIDEST, _TURNS = 4.0, 4
 
+#: How many times as wide as its prior a posterior may be.
+_WIDER = 10.0
+
 
 class Gaussian(Prior):
     """Independent normal components with mean zero: the prior of the content z.
@@ -60,7 +63,16 @@ class Gaussian(Prior):
 
     def family(self, params: Tensor, around: Tensor | float = 0.0) -> Normal:
         loc, log_scale = params.chunk(2, dim=-1)
-        return Normal(self.unit * loc + around, log_scale + math.log(self.unit), event_dims=1)
+        return Normal(self.unit * loc + around, self._log_scale(log_scale), event_dims=1)
+
+    def _log_scale(self, output: Tensor) -> Tensor:
+        """The logarithmic width that an output of the network means.
+
+        For an image unlike all others it may be so large that what is sampled is infinite. It is
+        cut there, and its gradient is not, so that the divergence makes it smaller.
+        """
+        cut = output + (output.clamp(max=math.log(_WIDER)) - output).detach()
+        return cut + math.log(self.unit)
 
     def kl(self, q: Normal) -> Tensor:
         return self.spread_kl(q) + q.sum_event(q.loc**2) / (2 * self.std**2)
@@ -89,7 +101,7 @@ class GaussianAngle(Gaussian):
 
     def family(self, params: Tensor, around: Tensor | float = 0.0) -> Normal:
         loc, log_scale = params.unbind(-1)
-        return Normal(self.unit * loc + around, log_scale + math.log(self.unit))
+        return Normal(self.unit * loc + around, self._log_scale(log_scale))
 
     def on_lattice(self, points: Tensor) -> tuple[Tensor, Prior | None]:
         """Normal deviations from equally spaced `points` (..., M), in radians.
