@@ -1,9 +1,10 @@
 """`python -m tests.big_stack --folder FOLDER`: train on a stack that is larger than its memory.
 
 A stack of noisy, turned bars is written (161,292 images of 100 x 100 by default, 6.5 GB: the size
-of EMPIAR-10025), then trained on for some steps. The anonymous and shared memory of all processes
-of the training is added up all the while; the limit is less than half of the stack. How fast the
-loader is alone is told beside how fast the training went.
+of EMPIAR-10025). All of it is looked through and shared out over the splits; some batches are
+trained on, some of the other splits validated and tested. The anonymous and shared memory of all
+processes is added up all the while; the limit is less than half of the stack. How fast the loader
+is alone is told beside how fast the training went.
 """
 
 import argparse
@@ -93,7 +94,7 @@ def training(path: Path, run: Path, options: list[str]) -> tuple[float, float]:
     """The most memory that a training held, in 10^9 bytes, and its images per second.
 
     Raises:
-        RuntimeError: It did not come to its end.
+        RuntimeError: It did not come to its end, or did not validate and test.
     """
     command = [sys.executable, "-m", "svae.train", "dataset=particles", f"dataset.path={path}"]
     command += [f"hydra.run.dir={run}", "trainer.enable_progress_bar=false", *options]
@@ -115,6 +116,8 @@ def training(path: Path, run: Path, options: list[str]) -> tuple[float, float]:
     if status:
         raise RuntimeError(f"the training ended with status {status}; see {run / 'train.log'}")
     metrics = json.loads((run / "metrics.json").read_text())
+    if missing := {"val/elbo", "test/elbo"} - metrics.keys():
+        raise RuntimeError(f"the training ended without {', '.join(sorted(missing))}")
     return most, metrics["train/images_per_second"]
 
 
@@ -124,6 +127,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=161_292)
     parser.add_argument("--side", type=int, default=100)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--evaluated", type=int, default=4, help="batches of 500, of each split")
     parser.add_argument("--limit", type=float, default=3.0, help="10^9 bytes")
     parser.add_argument("options", nargs="*", help="settings of the training, such as seed=2")
     given = parser.parse_args()
@@ -132,7 +136,9 @@ def main() -> None:
         if not path.exists():
             write_bars(path, given.images, given.side)
         print(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
-        options = [f"trainer.max_steps={given.steps}", "trainer.max_epochs=-1", *given.options]
+        limits = {"train": given.steps, "val": given.evaluated, "test": given.evaluated}
+        options = [f"trainer.limit_{name}_batches={count}" for name, count in limits.items()]
+        options += ["trainer.max_epochs=1", "evaluation.iwae_samples=2", *given.options]
         most, speed = training(path, Path(temporary, "run"), options)
         for workers in (0, 1, 2):
             alone = images_per_second(path, workers, 200)

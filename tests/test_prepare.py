@@ -590,11 +590,11 @@ def test_values_that_half_the_size_does_not_hold(star, refused):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["dataset.size=17"], "size: expected at most the 16 pixels of the images, got 17"),
-        (["dataset.normalize=std"], "normalize: expected one of background, image"),
+        (["dataset.size=17"], "dataset.size: expected at most the 16 pixels of the images"),
+        (["dataset.normalize=std"], "dataset.normalize: expected one of background, image"),
         (["dtype=int8"], "dtype: expected one of float32, float16, got 'int8'"),
         (["workers=0"], "workers: expected a whole number of at least 1, got 0"),
-        (["dataset.background_radius=2"], "background_radius: expected pixels beyond it"),
+        (["dataset.background_radius=2"], "dataset.background_radius: expected pixels beyond it"),
         (["dataset.szie=8"], "Could not override 'dataset.szie'"),
         (["dataset.path=nowhere.star"], "nowhere.star: there is no such file"),
     ],

@@ -1,8 +1,9 @@
 """Checks of arguments: a wrong value ends at construction with its name and what was expected."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-__all__ = ["at_least", "image_shape_of", "not_negative", "one_of", "positive"]
+__all__ = ["at_least", "image_shape_of", "not_negative", "one_of", "positive", "within"]
 
 
 def at_least(name: str, value: int, minimum: int) -> int:
@@ -42,3 +43,12 @@ def image_shape_of(image_shape: Sequence[int]) -> tuple[int, int, int]:
             f"image_shape: expected (channels, height, width) of at least 2x2 pixels, got {shape}"
         )
     return shape
+
+
+@contextmanager
+def within(section: str) -> Iterator[None]:
+    """Let checks name their key by its place in the config, such as `dataset.size`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{section}.{error}") from None

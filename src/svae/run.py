@@ -41,7 +41,12 @@ __all__ = [
 DECIDING = ("dataset", "model", "prior", "optimizer", "scheduler", "max_gradient_spike")
 
 #: Settings that do not change what a run computes.
-NO_MATTER = ("dataset.data_dir", "dataset.eval_batch_size", "dataset.workers")
+NO_MATTER = (
+    "dataset.data_dir",
+    "dataset.eval_batch_size",
+    "dataset.trained_pixel_size",
+    "dataset.workers",
+)
 
 
 def read_config(run: str | Path) -> DictConfig:

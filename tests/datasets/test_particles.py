@@ -1,6 +1,7 @@
 import logging
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,31 @@ def test_the_data_sets_mean_is_of_the_training_images_and_serves_others(star, tm
         images_to_encode(cfg, {"path", "size"})
 
 
+@pytest.mark.parametrize(
+    ("size", "pixel_size", "told"),
+    [
+        (None, None, ""),
+        (None, 2.01, ""),
+        (None, 4.0, "a pixel is 4 Å, and was 2 Å in the training: .* 0.5 times .* 32 Å .*64 Å"),
+        (12, None, ""),
+        (12, 4.0, "a pixel after cropping is 5.333 Å, and was 2.667 Å .* 0.5 times"),
+    ],
+)
+def test_another_pixel_size_than_that_of_the_training_is_told(
+    star, tmp_path, caplog, size, pixel_size, told
+):
+    trained = prepared(star, size=size)
+    run = {"_target_": "svae.datasets.Particles", "normalize": "none", "size": size}
+    run |= trained.found()
+    config = {"dataset": run, "model": {"image_shape": list(trained.image_shape)}}
+    OmegaConf.save(OmegaConf.create(config), tmp_path / "config.yaml")
+    caplog.clear()
+    dataset = {"_target_": "svae.datasets.Particles", "path": str(star), "pixel_size": pixel_size}
+    cfg = OmegaConf.create({"run": str(tmp_path), "dataset": dataset})
+    images_to_encode(cfg, {"path", "pixel_size"})
+    assert re.search(told, caplog.text) if told else "pixel is" not in caplog.text
+
+
 def test_ctf_forward(star):
     data = prepared(star, ctf="forward", size=8)
     batch = data.everything()[torch.tensor([3, 0])]
@@ -275,7 +301,8 @@ def test_every_pixel_is_looked_at_before_a_training(spoilt):
 def test_unusable_particles_are_left_out_and_counted(spoilt, caplog):
     data = Particles(str(spoilt), skip_unusable=True)
     data.setup()
-    assert "2 of the 30 particles" in caplog.text
+    told = r"2 of the 30 .* left out: 000008@spoilt.npy: it is .*; also 000022@spoilt.npy\n"
+    assert re.search(told, caplog.text)
     kept = sorted(torch.cat([split["index"] for split in data.splits.values()]).tolist())
     assert kept == [i for i in range(30) if i not in (7, 21)]
     images = Particles(str(spoilt), skip_unusable=True).everything()
@@ -300,11 +327,15 @@ def without_ctf(folder: Path) -> Path:
     [
         (["dataset.path=null"], "path: write dataset.path=FILE; expected a .star, .cs"),
         (["dataset.path=/nowhere.star"], "/nowhere.star"),
-        (["dataset.size=17"], "size: expected at most the 16 pixels of the images, got 17"),
+        (
+            ["dataset.size=17"],
+            "dataset.size: expected at most the 16 pixels of the images, got 17",
+        ),
         (["dataset.workers=-1"], "workers: expected a whole number of at least 0, got -1"),
         (["dataset.ctf=on"], "ctf: expected one of none, phase_flip, forward, got 'on'"),
         (["dataset.val_fraction=0"], "val_fraction: expected a fraction"),
-        (["dataset.background_radius=2"], "background_radius: expected pixels beyond it"),
+        (["dataset.background_radius=2"], "dataset.background_radius: expected pixels beyond it"),
+        (["dataset.bad_ctf=ignore"], "bad_ctf: expected one of error, drop, got 'ignore'"),
         (["dataset.path={plain}", "dataset.ctf=phase_flip"], "plain.mrcs is not known"),
     ],
 )

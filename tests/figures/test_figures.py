@@ -218,6 +218,11 @@ def test_names_stand_above_and_are_short() -> None:
     check_page(figure)
     assert "a" in texts_of(reconstruction_figure(*[images[:1]] * 3, names=["a.png"]))
 
+    names = [f"{i:06d}@a_stack_with_a_long_name.mrcs" for i in range(990, 1002)]
+    texts = texts_of(reconstruction_figure(images, images, images, torch.zeros(12), names=names))
+    told = [text.partition("@")[0] for text in texts if "@" in text]
+    assert told == [str(i) for i in range(990, 1002)]
+
 
 def test_arrays_and_tensors_give_the_same_picture() -> None:
     images = torch.rand(3, 1, 6, 9, generator=torch.Generator().manual_seed(0))

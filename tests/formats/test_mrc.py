@@ -115,10 +115,15 @@ def test_a_pixel_size_of_exactly_one_is_not_believed(tmp_path: Path):
     [
         (b"", "it holds nothing"),
         (b"x" * 100, "it holds only 100 bytes"),
-        (b"\xff" * 2000, "got mode -1"),
+        (b"\xff" * 2000, "no MRC file, or damaged: of mode -1; expected mode 0, 1, 2, 6, 12"),
+        (b"<html>" * 400, "no MRC file"),
+        (b"BZh91AY" + bytes(2000), "it is compressed; bunzip2 it first"),
         (stack_header(3, 4, 6) + bytes(2 * 96 + 95), "truncated: .* 3 images of 4x6, .* holds 2"),
         (stack_header(0, 4, 6), "promises 0 images"),
-        (stack_header(3, 4, 6)[:12] + struct.pack("i", 4) + bytes(2000), "got mode 4"),
+        (
+            stack_header(3, 4, 6)[:12] + struct.pack("i", 4) + bytes(2000),
+            "an MRC file of mode 4; exp",
+        ),
     ],
 )
 def test_a_damaged_file_is_told_in_one_line(tmp_path: Path, content: bytes, message: str):

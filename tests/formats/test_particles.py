@@ -195,6 +195,45 @@ def test_a_passthrough_cs_is_joined_on_uid(tmp_path: Path):
         read_particles(folder / "main.cs", passthrough=folder / "short.cs")
 
 
+def test_a_csg_is_the_cs_files_that_it_lists(tmp_path: Path):
+    records = cs_records()
+    folder = project(tmp_path)
+    write_cs(folder / "J9_particles.cs", CsTable(np.asarray(records[["uid"]].copy())))
+    write_cs(folder / "J7_passthrough_particles.cs", CsTable(records[[2, 0, 1]]))
+    metafiles = {
+        "location": ">J9_particles.cs",
+        "blob": ">J7_passthrough_particles.cs",
+        "ctf": ">J7_passthrough_particles.cs",
+    }
+
+    def group() -> Path:
+        results = [f"  {k}:\n    metafile: '{v}'\n" for k, v in metafiles.items()]
+        path = folder / "J7.csg"
+        path.write_text("\n".join(["group: {name: particles}", "results:", *results]))
+        return path
+
+    particles = read_particles(group())
+    assert first_pixels(particles) == [2.0, 103.0, 0.0]
+    assert particles.ctf["voltage_kV"].tolist() == [300] * 3
+    assert particles.source == folder / "J9_particles.cs"
+
+    metafiles["ctf"] = ">J6_ctf.cs"
+    with pytest.raises(ValueError, match=r"J7.csg: .* found 3 \(J6_ctf.cs, J9_part"):
+        read_particles(group())
+    with pytest.raises(FileNotFoundError, match=r"J8.csg: there is no such file"):
+        read_particles(folder / "J8.csg")
+
+
+def test_pixels_of_several_sizes_are_told(star, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        assert read_particles(star()).one_pixel_size is None
+    assert "pixels of 1.5 to 2.5 Å" in caplog.text
+    caplog.clear()
+    sizes = np.array([1.5, 1.501])
+    assert read_particles(star(groups=optics(rlnImagePixelSize=sizes))).one_pixel_size == 1.501
+    assert not caplog.text
+
+
 def test_stacks_arrays_and_lists_of_stacks_are_read(tmp_path: Path):
     project(tmp_path, count=3)
     np.save(tmp_path / "c.npy", np.asfortranarray(images(2, 2)))
@@ -243,7 +282,7 @@ def test_stacks_are_found_in_datadir_first_and_by_name_last(star, tmp_path: Path
     moved = tmp_path / "flat"
     (tmp_path / "jobs").rename(moved)
     assert read_particles(path, datadir=str(moved)).stacks[0] == moved / "b.mrcs"
-    with pytest.raises(FileNotFoundError, match=r"data.star: 2 of its 2 stacks .* set datadir"):
+    with pytest.raises(FileNotFoundError, match=r"of its 2 stacks 2 .* set dataset.datadir to"):
         read_particles(path)
 
 
@@ -366,7 +405,7 @@ def told(caught: pytest.ExceptionInfo[BaseException]) -> str:
         (
             without(columns(), "rlnDefocusU"),
             without(optics(), "rlnVoltage"),
-            "needs rlnDefocusU, rlnVoltage, which are not there; bad_ctf=ignore",
+            "needs rlnDefocusU, rlnVoltage, which are not there; dataset.ctf=none",
         ),
         (columns(), optics(rlnOpticsGroup=np.array([1, 3])), "rlnOpticsGroup 2 .*3 of 5"),
         (without(columns(), "rlnOpticsGroup"), optics(), "2 optics groups, and no rlnOpticsGroup"),
@@ -444,7 +483,7 @@ def test_bad_stacks_are_named_and_counted(star, tmp_path: Path):
     with pytest.raises(ValueError, match=r"b.mrcs: truncated.*\(2 of the 2 stacks are bad\)"):
         read_particles(path)
     b.unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of its 2 stacks are not there.*jobs/b.mrcs"):
+    with pytest.raises(FileNotFoundError, match=r"of its 2 stacks 1 cannot .*jobs/b.mrcs"):
         read_particles(path)
 
 
@@ -480,10 +519,14 @@ def test_what_may_not_be_read_is_named(star, monkeypatch: pytest.MonkeyPatch, fo
     [
         ("a.npy", b"\x93NUMPY", "no whole .npy"),
         ("a.npy", b"", "no whole .npy"),
-        ("a.jpg", b"x", "expected one of .mrcs, .mrc, .npy, .txt, .star, .cs, got '.jpg'"),
+        ("a.jpg", b"x", "one of .mrcs, .mrc, .npy, .txt, .star, .cs, .csg, got '.jpg'"),
         ("a", b"x", "got 'no suffix'"),
         ("a.txt", b"\n", "lists no particles"),
-        ("a.txt", b"b.mrcs", "1 of its 1 stacks are not there, such as b.mrcs"),
+        ("a.mrcs.gz", b"\x1f\x8b\x08 and so on", "a.mrcs.gz: it is compressed; gunzip it first"),
+        ("a.csg", b"results: {a: 1}", "no .csg file"),
+        ("a.csg", b"\xff", "no .csg file"),
+        ("a.csg", b"results: {}", "one or two .cs files in it, found 0; .*dataset.passthrough"),
+        ("a.txt", b"b.mrcs", "of its 1 stacks 1 cannot be found, such as b.mrcs"),
         ("a.star", b"data_\nloop_\n_rlnImageName\n", "lists no particles"),
     ],
 )
@@ -504,7 +547,9 @@ def test_arrays_of_another_shape_are_told(tmp_path: Path, shape: tuple[int, ...]
 def test_a_file_that_is_not_there_is_told(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"a.star: there is no such file"):
         read_particles(tmp_path / "a.star")
-    with pytest.raises(FileNotFoundError, match=f"datadir: there is no folder {tmp_path}/x"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"dataset\.datadir: there is no folder {tmp_path}/x"
+    ):
         read_particles(tmp_path / "a.star", datadir=tmp_path / "x")
-    with pytest.raises(ValueError, match="pixel_size: expected a number above 0"):
+    with pytest.raises(ValueError, match=r"dataset\.pixel_size: expected a number above 0"):
         read_particles(tmp_path / "a.star", pixel_size=0)

@@ -252,3 +252,25 @@ def test_the_line_never_has_less_divergence_than_the_circle():
         log_q = q.log_prob(CIRCLE)
         circle = (log_q.exp() * (log_q - prior.log_prob(CIRCLE))).mean() * 2 * math.pi
         assert circle <= prior.kl(q) + 1e-9
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        Gaussian(4, std=0.5),
+        GaussianAngle(22.5),
+        GaussianShift(1.4, (1, 28, 28)),
+        GaussianLogScale(0.2),
+        UniformAngle(),
+    ],
+)
+def test_a_posterior_cannot_become_endlessly_wide(prior):
+    output = torch.full((1, prior.num_params), 60.0, requires_grad=True)
+    q = prior.family(output)
+    assert_close(q.scale, torch.full_like(q.scale, 10 * prior.unit))
+    prior.optimised_kl(q).sum().backward()
+    assert output.grad.isfinite().all()
+    # Equation 3 of the uniform prior leaves the mean alone.
+    assert (output.grad[:, prior.num_params // 2 :] > 0).all()
+    usual = prior.family(torch.full((1, prior.num_params), 2.0))
+    assert_close(usual.scale, torch.full_like(usual.scale, math.exp(2.0) * prior.unit))

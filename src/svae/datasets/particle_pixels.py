@@ -319,7 +319,7 @@ class Preparation:
         if measure:
             mean = values.mean if self.mean is None else self.mean
             std = values.std if self.std is None else self.std
-            log.info("normalize=dataset: mean %.6g, standard deviation %.6g", mean, std)
+            log.info("dataset.normalize=dataset: mean %.6g, standard deviation %.6g", mean, std)
             settled = replace(settled, mean=mean, std=std)
         return settled
 
@@ -385,7 +385,7 @@ class Preparation:
             return "nothing of it is left after cropping"
         return (
             f"its background, beyond {self.background_radius:g} of half the side, is constant, as "
-            "after masking; normalize=image does without"
+            "after masking; dataset.normalize=image does without"
         )
 
 
@@ -422,13 +422,15 @@ def _darker(contrasts: Tensor) -> bool:
     found = f"{mean:.3g} ± {error:.2g} standard deviations, from {len(contrasts)} images"
     if abs(mean) <= 2 * error:
         log.warning(
-            "invert=auto: cannot tell whether particles are darker than the background (%s): not "
-            "inverted; write invert=true or false",
+            "dataset.invert=auto: cannot tell whether particles are darker than the background "
+            "(%s): not inverted; write dataset.invert=true or false",
             found,
         )
         return False
     brighter, done = ("darker", "inverted") if mean < 0 else ("brighter", "not inverted")
-    log.info("invert=auto: particles are %s than the background (%s): %s", brighter, found, done)
+    log.info(
+        "dataset.invert=auto: particles are %s than the background (%s): %s", brighter, found, done
+    )
     return mean < 0
 
 

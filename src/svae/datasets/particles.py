@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from svae.checks import one_of, positive
+from svae.checks import one_of, positive, within
 from svae.ctf import CTF, CTF_PARAMS, ctf
 from svae.datasets.base import (
     SPLITS,
@@ -27,7 +27,14 @@ from svae.datasets.base import (
 from svae.datasets.particle_pixels import Preparation, cropped_pixel_size, fourier_crop
 from svae.distributed import following
 from svae.errors import one_line
-from svae.formats.particles import BAD_CTF, ParticleReader, ParticleSet, has_ctf, read_particles
+from svae.formats.particles import (
+    BAD_CTF,
+    SEEN,
+    ParticleReader,
+    ParticleSet,
+    has_ctf,
+    read_particles,
+)
 
 __all__ = ["CTF_HANDLING", "ParticleImages", "Particles"]
 
@@ -38,9 +45,6 @@ CTF_HANDLING = ("none", "phase_flip", "forward")
 
 #: How many numbers are read at once where every pixel is looked at.
 _AT_ONCE = 2**22
-
-#: Pixel sizes whose ratio is nearer to 1 than this are one, written with fewer digits.
-_ONE_SIZE = 1e-3
 
 #: How many particles a message names.
 _NAMED = 3
@@ -101,8 +105,8 @@ class Particles(ImageDataModule):
     their order; `particles` has them in it.
 
     Arguments:
-        path: An `.mrcs` or `.mrc` stack, a RELION `.star`, a cryoSPARC `.cs`, an `.npy` (N, H, W),
-            or a `.txt` with a stack per line.
+        path: An `.mrcs` or `.mrc` stack, a RELION `.star`, a cryoSPARC `.cs` or `.csg`, an `.npy`
+            (N, H, W), or a `.txt` with a stack per line.
         datadir: The folder that the paths in a table start from.
         select: The particles to take: an `.npy`, `.pkl` or `.txt` with their numbers from 0, or
             another `.star` or `.cs` that lists them. All by default.
@@ -122,8 +126,7 @@ class Particles(ImageDataModule):
         ctf: `none`; `phase_flip` flips the phases of images that are as they were recorded; with
             `forward` the batches hold `ctf` (B, 9), the numbers named in `svae.ctf.CTF_PARAMS`,
             and `ctf_applied` (B,), for a model that applies the CTF to what it decodes.
-        bad_ctf: Where the CTF of a particle is absurd: `error`, `drop` it, or `ignore` the CTF of
-            all.
+        bad_ctf: Where the CTF of a particle is absurd: `error`, or `drop` it.
         check_pixels: Whether all images are read once before a training, so that one that holds
             NaN, or one value throughout, ends it at its start.
         skip_unusable: Whether such images are left out instead; how many is told in the log.
@@ -132,12 +135,14 @@ class Particles(ImageDataModule):
         batch_size: As in `ImageDataModule`.
         eval_batch_size: As in `ImageDataModule`.
         workers: As in `ImageDataModule`.
+        trained_pixel_size: Å per pixel of the images that a model was trained on, after cropping,
+            which a training writes into its config. Other pixel sizes are warned of.
         seed: As in `ImageDataModule`; it also decides which particle is in which split.
     """
 
     reading = (
         *("size", "normalize", "background_radius", "ramp", "mean", "std", "invert"),
-        *("mask_radius", "mask_edge", "ctf"),
+        *("mask_radius", "mask_edge", "ctf", "trained_pixel_size"),
     )
 
     def __init__(
@@ -160,6 +165,7 @@ class Particles(ImageDataModule):
         bad_ctf: str = "error",
         check_pixels: bool = True,
         skip_unusable: bool = False,
+        trained_pixel_size: float | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         batch_size: int = 100,
@@ -176,10 +182,15 @@ class Particles(ImageDataModule):
             size, normalize, background_radius, ramp, mean, std, invert, mask_radius, mask_edge
         )
         self.ctf = one_of("ctf", ctf, CTF_HANDLING)
-        self.bad_ctf = one_of("bad_ctf", bad_ctf, BAD_CTF)
+        self.bad_ctf = one_of("bad_ctf", bad_ctf, BAD_CTF[:2])
         self.check_pixels, self.skip_unusable = check_pixels, skip_unusable
         self.fractions = (val_fraction, test_fraction)
         split_rows(len(SPLITS), *self.fractions, seed)  # are these fractions?
+        self.trained_pixel_size = (
+            None
+            if trained_pixel_size is None
+            else positive("trained_pixel_size", trained_pixel_size)
+        )
         self._particles: ParticleSet | None = None
         self._usable: Tensor | None = None
         self._settled = False
@@ -187,7 +198,7 @@ class Particles(ImageDataModule):
     def default_path(self) -> str:
         """The file to read where nobody names one; a subclass may know."""
         raise ValueError(
-            "path: write dataset.path=FILE; expected a .star, .cs, .mrcs, .mrc, .npy or .txt"
+            "path: write dataset.path=FILE; expected a .star, .cs, .csg, .mrcs, .mrc, .npy or .txt"
         )
 
     @property
@@ -200,6 +211,7 @@ class Particles(ImageDataModule):
                 self.path, pixel_size=self.given_pixel_size, bad_ctf=bad_ctf, **self.files
             )
             self._check(particles)
+            self._compare_pixel_size(particles)
             self.file_names = [particles.name(i) for i in range(len(particles))]
             self._particles = particles
         return self._particles
@@ -215,10 +227,8 @@ class Particles(ImageDataModule):
     @property
     def pixel_size(self) -> float | None:
         """Å per pixel of the images that a model sees; None if it is unknown or not one."""
-        sizes = self.particles.pixel_size
-        if sizes is None or np.ptp(sizes) > _ONE_SIZE * sizes[0]:
-            return None
-        return self._after_cropping(float(sizes[0]))
+        size = self.particles.one_pixel_size
+        return None if size is None else self._after_cropping(size)
 
     def read(self) -> dict[str, Batch | ImageSource]:
         self._split(torch.arange(len(self.particles)))  # fails before much is read
@@ -247,13 +257,12 @@ class Particles(ImageDataModule):
             return {}
         files = {name: None if file is None else str(file) for name, file in self.files.items()}
         decided = {name: getattr(self.preparation, name) for name in ("mean", "std", "invert")}
-        return {"path": str(self.path)} | files | decided
+        return {"path": str(self.path)} | files | decided | {"trained_pixel_size": self.pixel_size}
 
     def _check(self, particles: ParticleSet) -> None:
         """What a training would trip over, and what a person should know of the CTF."""
-        size = self.preparation.size
-        if size is not None:
-            fourier_crop(torch.zeros(1, particles.height, particles.width), size)
+        with within("dataset"):
+            self.preparation.check(particles.height, particles.width)
         if self.ctf == "none":
             if particles.table is not None and has_ctf(particles.table):
                 log.info(
@@ -279,11 +288,26 @@ class Particles(ImageDataModule):
                 *(done, len(particles), self.path),
             )
 
+    def _compare_pixel_size(self, particles: ParticleSet) -> None:
+        """Warn of pixels that are not as large as those of the training."""
+        here, trained = particles.one_pixel_size, self.trained_pixel_size
+        if here is None or trained is None:
+            return
+        size = self.preparation.size or particles.height
+        seen = cropped_pixel_size(here, particles.height, size)
+        if max(seen, trained) <= (1 + SEEN) * min(seen, trained):
+            return
+        log.warning(
+            "%s: a pixel%s is %.4g Å, and was %.4g Å in the training: the model sees the same "
+            "object %.3g times as large as it knows it; extract images whose side is %.4g Å (here "
+            "it is %.4g Å), or train on these",
+            *(self.path, " after cropping" * (size < particles.height), seen, trained),
+            *(trained / seen, trained * size, here * particles.height),
+        )
+
     def _after_cropping(self, pixel_size: float) -> float:
-        size = self.preparation.size
-        if size is None:
-            return pixel_size
-        return cropped_pixel_size(pixel_size, self.particles.height, size)
+        height = self.particles.height
+        return cropped_pixel_size(pixel_size, height, self.preparation.size or height)
 
     def _known_ctf(self) -> CTF:
         """The CTF of all particles in the pixels that a model sees."""
@@ -337,12 +361,12 @@ class Particles(ImageDataModule):
                     "unusable; mend them, or leave them out with dataset.skip_unusable=true"
                 )
             if bad:
-                names = [self.particles.name(i) for i in sorted(bad)[:_NAMED]]
+                others = [self.particles.name(i) for i in sorted(bad)[1:_NAMED]]
+                others += ["..."] * (len(bad) > _NAMED)
                 log.warning(
-                    "%d of the %d particles in %s are left out: %s; %s",
-                    *(len(bad), count, self.path),
-                    ", ".join(names) + ", ..." * (len(bad) > _NAMED),
-                    bad[min(bad)],
+                    "%d of the %d particles in %s are left out: %s%s",
+                    *(len(bad), count, self.path, bad[min(bad)]),
+                    f"; also {', '.join(others)}" if others else "",
                 )
             usable = np.setdiff1d(np.arange(count), np.array(list(bad), np.int64))
             self._usable = torch.from_numpy(usable)

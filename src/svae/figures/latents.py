@@ -225,7 +225,7 @@ def _histograms(
         axes = axes_at(figure, left, BOTTOM + (rows - 1 - number) * row, SIDE, row)
         chosen = values if label is None else values[classes == label]
         colour = LINE_COLOURS[0] if label is None else _style(number)[0]
-        counts, _, _ = axes.hist(chosen, bins, color=colour, alpha=0.85)
+        counts, _, _ = axes.hist(chosen, bins, color=colour, edgecolor=colour, linewidth=0.4)
         axes.set_ylim(0, 1.08 * np.max(counts))
         axes.set_xlim(limits)
         if label is not None:

@@ -18,7 +18,7 @@ from svae.figures.mosaic import (
     to_images_like,
     write_above,
 )
-from svae.figures.style import file_stem, shortened, signed
+from svae.figures.style import file_stem, shortened, signed, text_inches
 
 __all__ = ["MAX_EXAMPLES", "check_names", "reconstruction_figure", "short_names"]
 
@@ -97,8 +97,19 @@ def check_names(names: Sequence[str], count: int) -> Sequence[str]:
 
 
 def short_names(names: Sequence[str], tile: float) -> list[str]:
-    """File names or labels, each as long as a column of `tile` inches is wide."""
-    return [shortened(file_stem(str(name)), 0.9 * tile, TEXT_SIZE) for name in names]
+    """File names or labels, each as long as a column of `tile` inches is wide.
+
+    Of particles such as `000017@stack.mrcs` the number stays whole: it tells them apart.
+    """
+    short = []
+    for name in names:
+        start, rest = "", file_stem(str(name))
+        number, at, stack = rest.partition("@")
+        if at and number.isdecimal():
+            start, rest = f"{int(number)}@", stack
+        room = 0.9 * tile - text_inches(start, TEXT_SIZE)
+        short.append(start + shortened(rest, room, TEXT_SIZE))
+    return short
 
 
 def _hidden(scored: Array | None, height: int, width: int) -> torch.Tensor:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from svae.files import whole_file
 
-__all__ = ["CsTable", "read_cs", "write_cs"]
+__all__ = ["CsTable", "read_cs", "read_group", "write_cs"]
 
 _CSDAT = b"\x95CSDAT"
 _NUMPY = b"\x93NUMPY"
@@ -96,6 +97,33 @@ def read_cs(path: Path) -> CsTable:
     if records.dtype.names is None or records.ndim != 1:
         raise ValueError(f"{path}: no .cs file: an array of {records.dtype}, not of records")
     return CsTable(records)
+
+
+def read_group(path: Path) -> tuple[Path, Path | None]:
+    """The `.cs` file of a `.csg`, which lists the fields of a group and where they are.
+
+    Returns:
+        The file, and the one with the fields that were passed through, where there are two.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no `.csg` file, or lists none or more than two.
+    """
+    try:
+        results = yaml.safe_load(path.read_bytes())["results"].values()
+        written = {result["metafile"].removeprefix(">") for result in results}
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path}: no .csg file: expected `results` with a `metafile` each, which is a .cs file"
+        ) from error
+    files = sorted(written, key=lambda name: ("passthrough" in Path(name).name, name))
+    if not 1 <= len(files) <= 2:
+        names = f" ({', '.join(files)})" if files else ""
+        raise ValueError(
+            f"{path}: expected one or two .cs files in it, found {len(files)}{names}; give one as "
+            "dataset.path and one as dataset.passthrough"
+        )
+    return path.parent / files[0], path.parent / files[1] if len(files) == 2 else None
 
 
 def write_cs(path: Path, table: CsTable) -> None:

@@ -26,6 +26,18 @@ MODES = (0, 1, 2, 6, 12)
 #: that bytes are signed (https://bio3d.colorado.edu/imod/doc/mrc_format.txt).
 _IMOD_STAMP = 1146047817
 
+#: Modes of the standard that are not read: complex numbers, and half bytes.
+_OTHER_MODES = (3, 4, 101)
+
+#: How compressed files begin, and what unpacks them. No header begins so: it would promise images
+#: of more than 100,000 columns.
+_COMPRESSED = {
+    b"\x1f\x8b\x08": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"PK\x03\x04": "unzip",
+}
+
 #: A side longer than this is a number read in the wrong byte order.
 _LARGEST = 2**17
 
@@ -69,6 +81,9 @@ def read_header(path: Path) -> MrcHeader:
     with path.open("rb") as file:
         start = file.read(HEADER_DTYPE.itemsize)
         size = file.seek(0, 2)
+    for magic, remedy in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise ValueError(f"{path}: it is compressed; {remedy} it first")
     if len(start) < HEADER_DTYPE.itemsize:
         held = f"only {size} bytes" if size else "nothing"
         raise ValueError(f"{path}: no MRC file: it holds {held}, and a header has 1024 bytes")
@@ -93,7 +108,8 @@ def _header(path: Path, start: bytes, order: str) -> MrcHeader | str:
     )
     if mode not in MODES:
         known = ", ".join(map(str, MODES))
-        return f"expected an MRC file of mode {known}, got mode {mode}"
+        what = "an MRC file" if mode in _OTHER_MODES else "no MRC file, or damaged:"
+        return f"{what} of mode {mode}; expected mode {known}"
     if min(count, height, width) < 1 or max(height, width) >= _LARGEST or extended < 0:
         return f"no MRC file, or damaged: its header promises {count} images of {height}x{width}"
     stamp, flags = np.frombuffer(start, f"{order}i4", 2, 152)

@@ -19,11 +19,19 @@ from torch import Tensor
 
 from svae.checks import one_of, positive
 from svae.formats import mrc
-from svae.formats.cryosparc import CsTable, read_cs
+from svae.formats.cryosparc import CsTable, read_cs, read_group
 from svae.formats.indices import SUFFIXES, read_indices
 from svae.formats.star import StarTable, read_star
 
-__all__ = ["BAD_CTF", "STAR_CTF", "ParticleReader", "ParticleSet", "has_ctf", "read_particles"]
+__all__ = [
+    "BAD_CTF",
+    "SEEN",
+    "STAR_CTF",
+    "ParticleReader",
+    "ParticleSet",
+    "has_ctf",
+    "read_particles",
+]
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +40,15 @@ BAD_CTF = ("error", "drop", "ignore")
 
 #: The files that hold images.
 _STACKS = (".mrcs", ".mrc", ".npy")
+
+#: Pixel sizes whose ratio is nearer to 1 than this are one, written with fewer digits.
+_ONE_SIZE = 1e-3
+
+#: A ratio of pixel sizes from which on an object of a hundred pixels is another pixel wide.
+SEEN = 0.01
+
+#: Opened as stacks are, which tells what to do about them.
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
 
 #: Stacks that a process keeps mapped: each takes one of its open files.
 _OPEN_STACKS = 200
@@ -96,6 +113,12 @@ class ParticleSet:
 
     def __len__(self) -> int:
         return len(self.stack)
+
+    @property
+    def one_pixel_size(self) -> float | None:
+        """Å per pixel of the files; `None` if it is unknown or not one."""
+        sizes = self.pixel_size
+        return None if sizes is None or np.ptp(sizes) > _ONE_SIZE * sizes[0] else float(sizes[0])
 
     def name(self, i: int) -> str:
         """What RELION calls a particle, `000001@stack.mrcs`; without the stack's folder."""
@@ -249,7 +272,7 @@ def read_particles(
 
     Arguments:
         path: An `.mrcs` or `.mrc` stack, an `.npy` array (N, H, W), a `.txt` with a stack per
-            line, a RELION `.star` or a cryoSPARC `.cs`.
+            line, a RELION `.star`, a cryoSPARC `.cs`, or a `.csg` that lists one or two of them.
         datadir: The folder that the paths in a table start from. Each is also looked for as it
             is, from the table's folder and the folders above it, and by its name alone in
             `datadir`.
@@ -282,11 +305,14 @@ def _read(
 ) -> ParticleSet:
     one_of("bad_ctf", bad_ctf, BAD_CTF)
     if pixel_size is not None:
-        positive("pixel_size", pixel_size)
+        positive("dataset.pixel_size", pixel_size)
     folder = None if datadir is None else _absolute(datadir)
     if folder is not None and not folder.is_dir():
-        raise FileNotFoundError(f"datadir: there is no folder {folder}")
+        raise FileNotFoundError(f"dataset.datadir: there is no folder {folder}")
     second = None if passthrough is None else _absolute(passthrough)
+    if path.suffix == ".csg" and path.exists():
+        path, found = read_group(path)
+        second = second or found
     listed = _listed(path, folder, second, with_ctf=bad_ctf != "ignore")
     rows = np.arange(len(listed.place))
     if select is not None:
@@ -319,7 +345,7 @@ def _read(
         raise ValueError(
             f"{path}: the CTF of a particle needs {', '.join(listed.missing)}, which "
             f"{'is' if len(listed.missing) == 1 else 'are'} not there; "
-            "bad_ctf=ignore goes on without a CTF"
+            "dataset.ctf=none goes on without a CTF"
         )
     particles.ctf = {name: values[rows] for name, values in listed.ctf.items()}
     return _with_sane_ctf(particles, bad_ctf)
@@ -344,11 +370,11 @@ def _listed(
     if path.suffix == ".txt":
         lines = [line.strip() for line in path.read_text().splitlines()]
         stacks = _found(path, [line for line in lines if line], datadir)
-    elif path.suffix in _STACKS:
+    elif path.suffix in _STACKS + _COMPRESSED:
         stacks = [path]
     else:
         raise ValueError(
-            f"{path}: expected one of {', '.join(_STACKS)}, .txt, .star, .cs, "
+            f"{path}: expected one of {', '.join(_STACKS)}, .txt, .star, .cs, .csg, "
             f"got {path.suffix or 'no suffix'!r}"
         )
     counts = [_open(stack).count for stack in stacks]
@@ -404,7 +430,8 @@ def _listed_cs(path: Path, passthrough: Path | None, with_ctf: bool) -> _Listed:
         there = sorted(str(found.name) for found in path.parent.glob("*passthrough*.cs"))
         raise ValueError(
             f"{path}: no blob/path and blob/idx: it does not say where the images are; "
-            f"name the file that does as passthrough ({', '.join(there) or 'none lies beside it'})"
+            f"name the file that does by dataset.passthrough "
+            f"({', '.join(there) or 'none lies beside it'})"
         )
     written, which = np.unique(blobs, return_inverse=True)
     paths = [_word(value).removeprefix(">") for value in written.tolist()]
@@ -606,9 +633,9 @@ def _found(path: Path, texts: list[str], datadir: Path | None) -> list[Path]:
     if lost and forbidden:
         raise forbidden
     if lost:
-        told = "datadir" if datadir is None else f"datadir ({datadir})"
+        told = "dataset.datadir" + (f" ({datadir})" if datadir else "")
         raise FileNotFoundError(
-            f"{path}: {len(lost)} of its {len(texts)} stacks are not there, such as {lost[0]}; "
+            f"{path}: of its {len(texts)} stacks {len(lost)} cannot be found, such as {lost[0]}; "
             f"set {told} to the folder that these paths start from"
         )
     return found
@@ -702,7 +729,14 @@ def _check_pixel_sizes(particles: ParticleSet) -> None:
         raise ValueError(
             f"{particles.source}: a pixel size of {particles.pixel_size[first]:g} Å for "
             f"{particles.name(first)} ({int(bad.sum())} of {len(particles)} particles); "
-            "pixel_size=... says what it is"
+            "dataset.pixel_size=... says what it is"
+        )
+    low, high = particles.pixel_size.min(), particles.pixel_size.max()
+    if high > (1 + SEEN) * low:
+        log.warning(
+            "%s: pixels of %.4g to %.4g Å, in which one object has several sizes; scale the "
+            "images to one pixel size, or take those of one by dataset.select",
+            *(particles.source, low, high),
         )
 
 
@@ -738,6 +772,8 @@ def _with_sane_ctf(particles: ParticleSet, bad_ctf: str) -> ParticleSet:
         return particles
     told = f"{particles.source}: {first} ({int(bad.sum())} of {len(bad)} particles are absurd)"
     if bad_ctf == "error" or bad.all():
-        raise ValueError(f"{told}; bad_ctf=drop leaves them out, bad_ctf=ignore the CTF of all")
+        raise ValueError(
+            f"{told}; dataset.bad_ctf=drop leaves them out, dataset.ctf=none goes on without a CTF"
+        )
     log.warning("%s; they are left out", told)
     return particles.select(np.flatnonzero(~bad))

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-from svae.checks import at_least, one_of
+from svae.checks import at_least, one_of, within
 from svae.command import command
 from svae.datasets.base import read_ahead
 from svae.datasets.particle_pixels import Preparation, cropped_pixel_size
@@ -38,9 +38,6 @@ STACK, RECORD = "particles.mrcs", "prepare.json"
 
 #: How many pixels of the input each worker prepares at once.
 AT_ONCE = 2**22
-
-#: Pixel sizes whose ratio is nearer to 1 than this are one, written with fewer digits.
-ONE_SIZE = 1e-3
 
 
 class Interrupted(UserError):
@@ -110,7 +107,8 @@ class Work:
         }
         files = {name: given.pop(name) for name in ("path", "datadir", "select", "passthrough")}
         pixel_size = given.pop("pixel_size")
-        preparation = Preparation(**given)
+        with within("dataset"):
+            preparation = Preparation(**given)
         # Nothing here depends on the CTF.
         particles = read_particles(**files, pixel_size=pixel_size, bad_ctf="ignore")
         source = {"source": str(particles.source), "identity": identity(particles)}
@@ -134,9 +132,9 @@ class Work:
     @property
     def stack(self) -> GrowingStack:
         """What is there of the new stack."""
-        sizes, pixel_size = self.particles.pixel_size, None
-        if sizes is not None and np.ptp(sizes) <= ONE_SIZE * sizes[0]:
-            pixel_size = cropped_pixel_size(float(sizes[0]), self.particles.width, self.size[1])
+        pixel_size = self.particles.one_pixel_size
+        if pixel_size is not None:
+            pixel_size = cropped_pixel_size(pixel_size, self.particles.width, self.size[1])
         return GrowingStack(
             self.folder / STACK, len(self.particles), *self.size, self.dtype, pixel_size
         )
@@ -145,7 +143,8 @@ class Work:
 
     def check(self) -> None:
         """Raise ValueError for what would otherwise fail in the middle or at the end."""
-        self.preparation.check(self.particles.height, self.particles.width)
+        with within("dataset"):
+            self.preparation.check(self.particles.height, self.particles.width)
         self._table(np.arange(len(self.particles)))
 
     def claim(self) -> None:

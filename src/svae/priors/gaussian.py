@@ -33,6 +33,9 @@ __all__ = [
 # Weights as wide as this are equal to 3e-4; so many turns hold all of them.
 _WIDEST, _TURNS = 4.0, 4
 
+#: How many times as wide as its prior a posterior may be.
+_WIDER = 10.0
+
 
 class Gaussian(Prior):
     """Independent normal components with mean zero: the prior of the content z.
@@ -62,8 +65,16 @@ class Gaussian(Prior):
 
     def family(self, params: Tensor, around: Tensor | float = 0.0) -> Normal:
         loc, log_scale = params.chunk(2, dim=-1) if self.event_dims else params.unbind(-1)
-        log_scale = log_scale + math.log(self.unit)
-        return Normal(self.unit * loc + around, log_scale, self.event_dims)
+        return Normal(self.unit * loc + around, self._log_scale(log_scale), self.event_dims)
+
+    def _log_scale(self, output: Tensor) -> Tensor:
+        """The logarithmic width that an output of the network means.
+
+        For an image unlike all others it may be so large that what is sampled is infinite. It is
+        cut there, and its gradient is not, so that the divergence makes it smaller.
+        """
+        cut = output + (output.clamp(max=math.log(_WIDER)) - output).detach()
+        return cut + math.log(self.unit)
 
     def kl(self, q: Normal) -> Tensor:
         return self.spread_kl(q) + q.sum_event(q.loc**2) / (2 * self.std**2)

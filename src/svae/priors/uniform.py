@@ -43,7 +43,7 @@ class UniformAngle(GaussianAngle):
 
     def family(self, params: Tensor, around: Tensor | float = 0.0) -> WrappedNormal:
         loc, log_scale = params.unbind(-1)
-        return WrappedNormal(loc + around, log_scale)
+        return WrappedNormal(loc + around, self._log_scale(log_scale))
 
     def kl(self, q: Normal) -> Tensor:
         if not isinstance(q, WrappedNormal):
