@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
+from torch import nn
 
 from svae.formats.mrc import write_stack
 
@@ -20,6 +21,7 @@ __all__ = [
     "Die",
     "FullDisk",
     "Interrupt",
+    "LinearGenerator",
     "SlowDisk",
     "StopAfter",
     "run_command",
@@ -34,6 +36,19 @@ def run_command(main: Callable[[], None], *overrides: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["svae", *overrides])
         main()
+
+
+class LinearGenerator(nn.Module):
+    """Pixels that are a linear function of the content, so that all is known in closed form."""
+
+    coordinate_based = True
+
+    def __init__(self, loading, offset):
+        super().__init__()
+        self.loading, self.offset = loading, offset
+
+    def forward(self, coords, z):
+        return (z @ self.loading.T + self.offset).unsqueeze(-1)
 
 
 class Interrupt(Callback):

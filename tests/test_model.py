@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from tests.helpers import LinearGenerator
 from torch.testing import assert_close
 
 from svae.encoders import CNN
@@ -100,7 +101,7 @@ def test_the_importance_weighted_bound_reaches_a_known_evidence(make_model):
         image_shape=(1, size, size), infer_theta=False, infer_shift=False, likelihood=likelihood
     )
     loading, offset = torch.randn(9, 2), torch.randn(9)
-    model.generator = Linear(loading, offset)
+    model.generator = LinearGenerator(loading, offset)
     images = torch.randn(6, 1, size, size)
     covariance = loading @ loading.T + 0.25 * torch.eye(9)
     evidence = torch.distributions.MultivariateNormal(offset, covariance)
@@ -110,17 +111,6 @@ def test_the_importance_weighted_bound_reaches_a_known_evidence(make_model):
         few = importance_weighted_bound(weights[:5])
     assert_close(importance_weighted_bound(weights), expected, atol=0.4, rtol=0)
     assert weights.mean() < few.mean() < expected.mean()
-
-
-class Linear(torch.nn.Module):
-    coordinate_based = True
-
-    def __init__(self, loading, offset):
-        super().__init__()
-        self.loading, self.offset = loading, offset
-
-    def forward(self, coords, z):
-        return (z @ self.loading.T + self.offset).unsqueeze(-1)
 
 
 def test_a_subset_of_pixels_estimates_the_same_bound(make_model):

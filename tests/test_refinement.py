@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tests.helpers import LinearGenerator
 from torch.testing import assert_close
 
 import svae.model
@@ -151,7 +152,7 @@ def test_a_linear_model_is_done_in_one_step(make_model, std):
         **NO_POSE,
     ).double()
     loading, offset = torch.randn(81, 2).double(), torch.randn(81).double()
-    model.generator = Linear(loading, offset)
+    model.generator = LinearGenerator(loading, offset)
     z = 0.1 * std * torch.randn(6, 2, dtype=torch.float64)
     flat = z @ loading.T + offset + noise * torch.randn(6, 81, dtype=torch.float64)
     precision = loading.T @ loading / noise**2 + torch.eye(2) / std**2
@@ -160,17 +161,6 @@ def test_a_linear_model_is_done_in_one_step(make_model, std):
     assert (model.infer(images).mode().z - expected).abs().max() > 0.01
     # The width of the noise is kept in single precision.
     assert_close(model.encode(images).z, expected, rtol=0, atol=1e-6)
-
-
-class Linear(torch.nn.Module):
-    coordinate_based = True
-
-    def __init__(self, loading, offset):
-        super().__init__()
-        self.loading, self.offset = loading, offset
-
-    def forward(self, coords, z):
-        return (z @ self.loading.T + self.offset).unsqueeze(-1)
 
 
 class Blobs(torch.nn.Module):
