@@ -210,6 +210,22 @@ def test_an_evaluation_with_other_settings_is_not_counted(done, tmp_path):
     assert row_of(plan.text(), "the same in one turn")[1] == "other settings"
 
 
+def test_an_evaluation_is_of_the_training_that_is_there(done, tmp_path):
+    plan = copied(done, tmp_path, TINY)
+    training, evaluation = (plan.runs / "tiny" / name / "seed-1" for name in ("good", "once"))
+    label = "the same in one turn"
+    assert plan.run("run=false") == 0
+    assert row_of(plan.text(), label)[1] == row_of(done[2], label)[1]
+    newer = (evaluation / "metrics.json").stat().st_mtime + 1
+    os.utime(training / "metrics.json", (newer, newer))
+    assert plan.run("run=false") == 0
+    assert row_of(plan.text(), label)[1] == "not run"
+    os.utime(training / "metrics.json", (newer - 100, newer - 100))
+    (training / "status.json").unlink()
+    assert plan.run("run=false") == 0
+    assert row_of(plan.text(), label)[1] == "not run"
+
+
 #: A run that notes that it began, goes on until it is asked to end, and is then interrupted.
 ENDLESS = """
 import json, pathlib, signal, sys, time
@@ -284,10 +300,9 @@ def test_a_broken_off_evaluation_is_done_anew(tmp_path):
     (place / "figures" / "manifold.png").touch()
     running._clear(place)
     assert not (place / "figures").exists()
-    (place / "figures").mkdir()
     (place / "metrics.json").touch()
     running._clear(place)
-    assert (place / "figures").exists()
+    assert not list(place.iterdir())
 
 
 def test_somebody_elses_page_is_not_overwritten(done, tmp_path, capsys):

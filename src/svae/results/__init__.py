@@ -116,11 +116,11 @@ def _tell(found: Mapping[Job, Ran], todo: list[Job], machine: Machine) -> None:
     there = sum(one.state == "finished" for one in found.values())
     minutes = [job.minutes for job in todo if job.minutes is not None]
     unknown = len(todo) - len(minutes)
+    known = f", about {told_minutes(sum(minutes) / machine.at_once)}" if minutes else ""
     log.info(
-        "%d runs: %d finished, %d to do, about %s with %d at a time%s",
-        *(len(found), there, len(todo), told_minutes(sum(minutes) / machine.at_once)),
-        machine.at_once,
-        f", and {unknown} of unknown length" if unknown else "",
+        "%d runs: %d finished, %d to do, %d at a time%s%s",
+        *(len(found), there, len(todo), machine.at_once, known),
+        f", {unknown} of unknown length" if unknown else "",
     )
     for job in todo:
         time = "unknown" if job.minutes is None else told_minutes(job.minutes)

@@ -41,7 +41,7 @@ Found = Mapping[Job, Ran]
 
 def check_ours(path: Path) -> None:
     """Raise UserError where a page would overwrite something that is not such a page."""
-    if path.exists() and not path.read_text(errors="replace").startswith(MARK):
+    if path.is_dir() or (path.exists() and not path.read_text(errors="replace").startswith(MARK)):
         raise UserError(f"page: {path} is there and was not written by svae.results; name another")
 
 

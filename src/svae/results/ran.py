@@ -22,7 +22,10 @@ from svae.sweep import as_value
 from svae.sweep.runs import DAMAGE, LOADER, Value, composed_settings
 from svae.sweep.swept import is_seed
 
-__all__ = ["Ran", "arguments", "check", "ran"]
+__all__ = ["NO_BAR", "Ran", "arguments", "check", "ran"]
+
+#: What every run is given beside its overrides.
+NO_BAR = "trainer.enable_progress_bar=false"
 
 State = Literal["finished", "unfinished", "failed", "other", "not run", "left out"]
 
@@ -71,7 +74,7 @@ def ran(job: Job, folder: Path) -> Ran:
     """
     place = folder / job.name
     try:
-        return _evaluated(job, place) if job.of else _trained(job, place)
+        return _evaluated(job, job.of, folder) if job.of else _trained(job, place)
     except DAMAGE as error:
         return Ran("failed", f"{place} cannot be read ({one_line(error)})")
 
@@ -93,11 +96,15 @@ def _trained(job: Job, place: Path) -> Ran:
     )
 
 
-def _evaluated(job: Job, place: Path) -> Ran:
-    if not (place / "metrics.json").is_file():
+def _evaluated(job: Job, of: Job, folder: Path) -> Ran:
+    place = folder / job.name
+    metrics = place / "metrics.json"
+    # Of the training that is there now, and not of one that was there before.
+    trained = ran(of, folder).state == "finished"
+    if not trained or not metrics.is_file() or _written(metrics) < _written(folder / of.name):
         return Ran("left out", job.skip) if job.skip else Ran("not run")
     overrides = yaml.load((place / ".hydra" / "overrides.yaml").read_text(), LOADER)
-    given = [o for o in overrides if not o.startswith(("run=", "trainer."))]
+    given = [o for o in overrides if not o.startswith("run=") and o != NO_BAR]
     if given != list(map(_with_data, job.overrides)):
         return Ran("other", f"{place} was evaluated with {' '.join(given) or 'no settings'}")
     return Ran("finished", metrics=_metrics(place), date=_date(place))
@@ -161,6 +168,10 @@ def _machine(environment: Mapping[str, Any], precision: str) -> str:
     return ", ".join(parts)
 
 
+def _written(path: Path) -> float:
+    """When a file was written, or the metrics in a folder."""
+    return (path if path.is_file() else path / "metrics.json").stat().st_mtime
+
+
 def _date(place: Path) -> str:
-    written = (place / "metrics.json").stat().st_mtime
-    return datetime.fromtimestamp(written, UTC).date().isoformat()
+    return datetime.fromtimestamp(_written(place), UTC).date().isoformat()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from svae.results.plan import Job
-from svae.results.ran import Ran, arguments, ran
+from svae.results.ran import NO_BAR, Ran, arguments, ran
 from svae.signals import Signals
 from svae.sweep import as_value
 
@@ -187,17 +187,19 @@ def command_line(job: Job, folder: Path, machine: Machine) -> list[str]:
         *(word for path in machine.config_dirs for word in ("--config-dir", path)),
         f"hydra.run.dir={as_value(str(folder / job.name))}",
         *arguments(job, folder),
-        "trainer.enable_progress_bar=false",
+        NO_BAR,
     ]
 
 
 def _clear(place: Path) -> None:
-    """Remove what an evaluation drew that was broken off before it had its metrics.
+    """Remove what there is of an evaluation that was broken off, or of an older training's.
 
     It goes on nowhere, and would be refused a folder that is not empty.
     """
+    for name in ("metrics.json", "report.html"):
+        (place / name).unlink(missing_ok=True)
     figures = place / "figures"
-    if figures.is_dir() and not (place / "metrics.json").exists():
+    if figures.is_dir():
         for path in figures.glob("*.png"):
             path.unlink()
         figures.rmdir()

@@ -29,7 +29,10 @@ T = TypeVar("T")
 #: The sections of a config that decide what a run computes.
 SECTIONS = ("seed", *DECIDING, "trainer", "evaluation")
 #: Of the trainer, how long; the rest is about the machine.
-LENGTHS = ("max_epochs", "max_steps", "max_time", "limit_train_batches", "limit_val_batches")
+LENGTHS = (
+    *("max_epochs", "max_steps", "max_time"),
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches"),
+)
 #: The model's own copy of the prior, and where and how images are read, decide nothing.
 COPIES = ("model.prior", *NO_MATTER)
 #: A folder with one of these is a run, also one that ended before it had a config.
