@@ -35,6 +35,11 @@ def given(group: str) -> set[str]:
     return {o.partition("=")[0].removeprefix(f"{group}.") for o in overrides if f"{group}." in o}
 
 
+def chosen(section: DictConfig) -> dict[str, Any]:
+    """What a section of the config sets; null leaves it to the run."""
+    return {str(name): value for name, value in section.items() if value is not None}
+
+
 def not_installed(message: str) -> str:
     """What to install if an error says that a launcher or sweeper is not there; else nothing."""
     found = re.search("'hydra/(?:launcher|sweeper)/(joblib|submitit_[a-z]+|optuna)'", message)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from svae.checks import at_least, one_of
-from svae.command import command, given
+from svae.command import chosen, command, given
 from svae.datasets import ImageDataModule
 from svae.datasets.base import SPLITS, Batch, ImageSource
 from svae.errors import UserError, one_line, told_in_one_line
@@ -39,8 +39,7 @@ def encode(cfg: DictConfig) -> None:
         resolve_hardware(cfg, "accelerator=cpu")
         resolve_seed(cfg)
         at_least("batch_size", cfg.batch_size, 1)
-        given_options = {k: v for k, v in cfg.model.items() if v is not None}
-        model = load(cfg.run, cfg.checkpoint, **given_options)
+        model = load(cfg.run, cfg.checkpoint, **chosen(cfg.model))
         model.to("cuda" if cfg.accelerator == "gpu" else "cpu")
         data, images = images_to_encode(cfg, given("dataset"))
         gallery = Gallery(model, seed=cfg.seed)

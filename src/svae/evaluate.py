@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from svae.callbacks import Figures
-from svae.command import command
+from svae.command import chosen, command
 from svae.distributed import environment, processes
 from svae.errors import told_in_one_line
 from svae.files import natural, write_metrics
@@ -90,9 +90,8 @@ def evaluate_run(cfg: DictConfig, run_directory: str, output: Path) -> Metrics:
         run = read_config(run_directory)
         pl.seed_everything(run.seed, workers=True, verbose=False)
         with open_dict(run):
-            given = {k: v for k, v in cfg.evaluation.items() if v is not None}
-            run.evaluation = OmegaConf.merge(run.evaluation, given)
-            run.model.update({k: v for k, v in cfg.model.items() if v is not None})
+            run.evaluation.update(chosen(cfg.evaluation))
+            run.model.update(chosen(cfg.model))
             # The precision of the training, so that the same numbers come out.
             cfg.trainer.precision = cfg.trainer.precision or run.trainer.precision
         resolve_hardware(cfg.trainer)

@@ -66,6 +66,11 @@ class Latents:
         """Angle, position and size, as the functions of `svae.geometry` take them."""
         return self.theta, self.shift, self.log_scale
 
+    @property
+    def scale(self) -> Tensor:
+        """The object's size as a factor, with shape (...)."""
+        return self.log_scale.exp()
+
     def __len__(self) -> int:
         return len(self.theta)
 

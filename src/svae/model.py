@@ -524,7 +524,7 @@ class SpatialVAE(nn.Module):
                 value = value + prior.log_prob(wrap_angle(place) if name == "theta" else place)
             return value
 
-        units = {name: getattr(prior, "unit", 1.0) for name, prior in self.priors.items()}
+        units = {name: prior.unit for name, prior in self.priors.items()}
         return refine(
             start,
             units,
@@ -595,7 +595,7 @@ class SpatialVAE(nn.Module):
         latents = latents.map(lambda value: value.to(self.grid))
         upright = self.decode(latents.without_pose())
         within = centre_of_mass(upright, self.likelihood.scored_pixels)
-        within = within * latents.log_scale.exp().unsqueeze(-1)
+        within = within * latents.scale.unsqueeze(-1)
         return latents.shift + rotate(within, latents.theta)
 
     def _batches(self, image: Tensor, batch_size: int) -> Iterator[Tensor]:

@@ -52,7 +52,7 @@ def refine(
 
     Arguments:
         start: Where to begin, with shape (B, ...).
-        units: The variables to move, by the names of their priors, and the widths of these.
+        units: The variables to move, by the names of their priors, and the units of these.
         log_joint: From latents to what is to be made large, with shape (B,), in nats;
             differentiable. No image may have a part in another's.
         pixels: From latents to the mean and the standard deviation of (some) pixels, both with

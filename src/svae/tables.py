@@ -74,9 +74,9 @@ def latent_columns(
             if uncertainty is not None:
                 columns[f"shift_{axis}_std_px"] = _numbers(uncertainty.shift[:, i] / pixel_size)
     if "scale" in priors:
-        columns["scale"] = _numbers(latents.log_scale.exp())
+        columns["scale"] = _numbers(latents.scale)
         if uncertainty is not None:
-            columns["scale_std"] = _numbers(latents.log_scale.exp() * uncertainty.log_scale)
+            columns["scale_std"] = _numbers(latents.scale * uncertainty.log_scale)
     if inferred.centre is not None:
         for i, axis in enumerate("xy"):
             columns[f"centre_{axis}_px"] = _numbers(inferred.centre[:, i] / pixel_size)

@@ -182,7 +182,7 @@ class Particles(ImageDataModule):
             size, normalize, background_radius, ramp, mean, std, invert, mask_radius, mask_edge
         )
         self.ctf = one_of("ctf", ctf, CTF_HANDLING)
-        self.bad_ctf = one_of("bad_ctf", bad_ctf, BAD_CTF[:2])
+        self.bad_ctf = one_of("bad_ctf", bad_ctf, BAD_CTF)
         self.check_pixels, self.skip_unusable = check_pixels, skip_unusable
         self.fractions = (val_fraction, test_fraction)
         split_rows(len(SPLITS), *self.fractions, seed)  # are these fractions?
@@ -206,7 +206,7 @@ class Particles(ImageDataModule):
         """The particles, in the order of their index."""
         if self._particles is None:
             # Who does not use the CTF does not mind what it is.
-            bad_ctf = "ignore" if self.ctf == "none" else self.bad_ctf
+            bad_ctf = None if self.ctf == "none" else self.bad_ctf
             particles = read_particles(
                 self.path, pixel_size=self.given_pixel_size, bad_ctf=bad_ctf, **self.files
             )

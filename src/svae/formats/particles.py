@@ -36,7 +36,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 #: What happens to particles whose CTF is unknown or absurd.
-BAD_CTF = ("error", "drop", "ignore")
+BAD_CTF = ("error", "drop")
 
 #: The files that hold images.
 _STACKS = (".mrcs", ".mrc", ".npy")
@@ -266,7 +266,7 @@ def read_particles(
     pixel_size: float | None = None,
     *,
     passthrough: str | Path | None = None,
-    bad_ctf: str = "error",
+    bad_ctf: str | None = "error",
 ) -> ParticleSet:
     """Find particles and check that all of them are there; no pixel is read.
 
@@ -281,7 +281,7 @@ def read_particles(
         pixel_size: Å per pixel, in place of what the files say.
         passthrough: A second `.cs`, whose fields are joined on `uid` where the first lacks them.
         bad_ctf: Where the CTF of a particle is absurd or its columns are not all there:
-            `error`, `drop` the particles (and say how many), or `ignore` the CTF of all.
+            `error`, or `drop` the particles (and say how many). None: no CTF is read.
 
     Raises:
         OSError: A file is missing or cannot be read.
@@ -301,9 +301,10 @@ def _read(
     select: str | Path | None,
     pixel_size: float | None,
     passthrough: str | Path | None,
-    bad_ctf: str,
+    bad_ctf: str | None,
 ) -> ParticleSet:
-    one_of("bad_ctf", bad_ctf, BAD_CTF)
+    if bad_ctf is not None:
+        one_of("bad_ctf", bad_ctf, BAD_CTF)
     if pixel_size is not None:
         positive("dataset.pixel_size", pixel_size)
     folder = None if datadir is None else _absolute(datadir)
@@ -313,7 +314,7 @@ def _read(
     if path.suffix == ".csg" and path.exists():
         path, found = read_group(path)
         second = second or found
-    listed = _listed(path, folder, second, with_ctf=bad_ctf != "ignore")
+    listed = _listed(path, folder, second, with_ctf=bad_ctf is not None)
     rows = np.arange(len(listed.place))
     if select is not None:
         rows = _selected(_absolute(select), listed)
@@ -752,7 +753,7 @@ def _warn_of_duplicates(particles: ParticleSet) -> None:
         )
 
 
-def _with_sane_ctf(particles: ParticleSet, bad_ctf: str) -> ParticleSet:
+def _with_sane_ctf(particles: ParticleSet, bad_ctf: str | None) -> ParticleSet:
     """The particles, without those whose CTF is absurd where these are to be dropped."""
     assert particles.ctf is not None
     bad = np.zeros(len(particles), bool)

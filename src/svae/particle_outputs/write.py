@@ -194,10 +194,10 @@ class ParticleOutputs:
         self, particles: ParticleSet, inferred: Inferred, std: Latents, groups: Groups | None
     ) -> Found:
         """What the tables say of particles."""
-        posed = bool({"theta", "shift"} & self.gallery.model.priors.keys())
+        priors = self.gallery.model.priors
+        posed, sized = bool({"theta", "shift"} & priors.keys()), "scale" in priors
         psi, offset = self._poses(inferred.latents, particles.width / self._size)
-        sizes = self._sizes(inferred.latents)
-        scale = None if sizes is None else sizes.exp()
+        scale = inferred.latents.scale
         return Found(
             psi if posed else None,
             offset if posed else None,
@@ -205,8 +205,8 @@ class ParticleOutputs:
             None if inferred.peak is None else inferred.peak.numpy(),
             inferred.latents.z.numpy(),
             std.z.numpy(),
-            None if scale is None else scale.numpy(),
-            None if scale is None else (scale * std.log_scale).numpy(),
+            scale.numpy() if sized else None,
+            (scale * std.log_scale).numpy() if sized else None,
         )
 
     def _write_tables(

@@ -110,7 +110,7 @@ class Work:
         with within("dataset"):
             preparation = Preparation(**given)
         # Nothing here depends on the CTF.
-        particles = read_particles(**files, pixel_size=pixel_size, bad_ctf="ignore")
+        particles = read_particles(**files, pixel_size=pixel_size, bad_ctf=None)
         source = {"source": str(particles.source), "identity": identity(particles)}
         work = cls(
             folder, particles, preparation, pixel_size, dtype, source | {"settings": settings}

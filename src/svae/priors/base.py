@@ -20,6 +20,9 @@ class Prior(nn.Module, ABC):
     #: How many numbers a network gives for each posterior of this variable.
     num_params: int
 
+    #: The unit of a posterior's parameters: a network's outputs near zero mean about the prior.
+    unit: float = 1.0
+
     @abstractmethod
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, with shape (...), of values with shape (..., *event)."""

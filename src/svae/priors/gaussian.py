@@ -33,7 +33,7 @@ __all__ = [
 # Weights as wide as this are equal to 3e-4; so many turns hold all of them.
 _WIDEST, _TURNS = 4.0, 4
 
-#: How many times as wide as its prior a posterior may be.
+#: How wide a posterior may be, in the unit of its parameters.
 _WIDER = 10.0
 
 
@@ -53,7 +53,6 @@ class Gaussian(Prior):
         self.dims = at_least("dims", dims, 0)
         self.std = positive("std", std)
         self.num_params = 2 * dims
-        #: The unit of a posterior's parameters: a network's outputs near zero mean the prior.
         self.unit = self.std
 
     def extra_repr(self) -> str:

@@ -73,13 +73,11 @@ def write_page(
 def _heading(results: Mapping[str, Result], found: Found, size: str) -> Iterator[str]:
     jobs = dict.fromkeys(job for result in results.values() for job in result.jobs)
     finished = sum(found[job].state == "finished" for job in jobs)
-    command = "make results" if size == "small" else f"make results SIZE={size}"
     yield (
-        f"The figures and tables of the spatial-VAE and TARGET-VAE papers, trained here by "
-        f"`{command}`, which goes on where it was ended. {finished} of {len(jobs)} runs are "
-        "finished; numbers are of the test split, mean ± sample standard deviation over the "
-        "seeds, and come from the run directories alone. **Bold** is what falls short of the "
-        f"paper's number; {NONE} is a number that there is not."
+        f"Trained here by `python -m svae.results size={size}`, which goes on where it was ended: "
+        f"{finished} of {len(jobs)} runs are finished. Numbers are of the test split, mean ± "
+        "sample standard deviation over the seeds, and come from the run directories alone. "
+        f"**Bold** is what falls short of a paper's number; {NONE} is a number that there is not."
     )
     yield ""
     for result in results.values():

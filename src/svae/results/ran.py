@@ -98,10 +98,10 @@ def _trained(job: Job, place: Path) -> Ran:
 
 def _evaluated(job: Job, of: Job, folder: Path) -> Ran:
     place = folder / job.name
-    metrics = place / "metrics.json"
     # Of the training that is there now, and not of one that was there before.
     trained = ran(of, folder).state == "finished"
-    if not trained or not metrics.is_file() or _written(metrics) < _written(folder / of.name):
+    there = trained and (place / "metrics.json").is_file()
+    if not there or _written(place) < _written(folder / of.name):
         return Ran("left out", job.skip) if job.skip else Ran("not run")
     overrides = yaml.load((place / ".hydra" / "overrides.yaml").read_text(), LOADER)
     given = [o for o in overrides if not o.startswith("run=") and o != NO_BAR]
@@ -168,9 +168,9 @@ def _machine(environment: Mapping[str, Any], precision: str) -> str:
     return ", ".join(parts)
 
 
-def _written(path: Path) -> float:
-    """When a file was written, or the metrics in a folder."""
-    return (path if path.is_file() else path / "metrics.json").stat().st_mtime
+def _written(place: Path) -> float:
+    """When the metrics of a run were written."""
+    return (place / "metrics.json").stat().st_mtime
 
 
 def _date(place: Path) -> str:
