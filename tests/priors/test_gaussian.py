@@ -15,6 +15,7 @@ from svae.priors import (
     GaussianShift,
     TargetVAEAngle,
     UniformAngle,
+    VonMisesAngle,
 )
 from svae.priors.gaussian import AngleFromPoint
 
@@ -64,6 +65,17 @@ def test_network_outputs_of_zero_are_the_prior(prior):
     assert_close(prior.kl(q), torch.zeros(2, dtype=DOUBLE))
     value = q.loc + 0.3
     assert_close(prior.log_prob(value), q.log_prob(value))
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [GaussianAngle(180.0), UniformAngle(180.0), VonMisesAngle(180.0), VonMisesAngle(None)],
+)
+def test_an_angle_is_not_sampled_over_the_whole_circle_at_first(prior):
+    """There is no angle to learn from there; the published code begins with a radian too."""
+    q = prior.family(torch.zeros(1, 2, dtype=DOUBLE))
+    resultant = torch.exp(-(q.stddev.square()) / 2).item()
+    assert 0.4 < resultant < 0.7
 
 
 def test_widths_are_in_degrees_and_pixels():

@@ -34,9 +34,6 @@ class UniformAngle(GaussianAngle):
 
     def __init__(self, std_deg: float = 180.0) -> None:
         super().__init__(std_deg)
-        # A radian, as in the published code: sampled over the whole circle, as s would have it,
-        # the angle of an untrained network would hide what there is to learn.
-        self.unit = 1.0
 
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.full_like(value, -math.log(2 * math.pi))

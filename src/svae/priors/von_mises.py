@@ -47,9 +47,9 @@ class VonMisesAngle(Prior):
         self.std = None if std_deg is None else math.radians(positive("std_deg", std_deg))
         #: The concentration of the prior.
         self.kappa = 0.0 if self.std is None else concentration_of(self.std)
-        # A network's outputs near zero mean the prior; about a radian where that is uniform, from
-        # which no angle can be learned (`UniformAngle` has the same).
-        self.start = math.log1p(self.kappa or 1.0)
+        # A network's outputs near zero mean the prior, or about a radian where that is wider, from
+        # which no angle can be learned (`GaussianAngle` has the same).
+        self.start = math.log1p(max(self.kappa, 1.0))
 
     def extra_repr(self) -> str:
         return "uniform" if self.std is None else f"std={self.std:.4g}"
