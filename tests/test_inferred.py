@@ -83,8 +83,9 @@ def test_names_are_those_of_what_is_collected(make_model, batch, infers_theta, u
         found.representation,
         theta,
         found.centre if centre else None,
+        upright=torch.rand(6, 81) if upright else None,
     )
-    names = Inferred.names_in(batch | more, infers_theta, centre)
+    names = Inferred.names_in(batch | more, infers_theta, centre, upright)
     assert sorted(collected.tensors()) == sorted(names)
     again = Inferred.from_tensors(collected.tensors())
     assert_close(again.tensors(), collected.tensors())

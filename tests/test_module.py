@@ -6,7 +6,13 @@ import torch
 from torch.testing import assert_close
 
 from svae.geometry import pixel_size
-from svae.metrics import cluster, clustering_metrics, pose_metrics
+from svae.metrics import (
+    cluster,
+    clustering_metrics,
+    pose_metrics,
+    small_upright,
+    spectral_clusters,
+)
 from svae.module import VAEModule
 
 
@@ -84,6 +90,10 @@ def test_a_test_gives_the_metrics_of_what_was_inferred(make_model, batch, monkey
     assert_close(module.inferred.representation, q.representation())
     assert_close(module.inferred.centre, model.centre(mode))
     clusters = cluster(q.representation(), mode.z, 3, seed=4)
+    upright = small_upright(batch["image"], mode)
+    assert_close(module.inferred.upright, upright)
+    clusters["_spectral"] = spectral_clusters(upright, 3, seed=4)
+    assert module.clusters.keys() == clusters.keys()
     assert all(torch.equal(module.clusters[suffix], clusters[suffix]) for suffix in clusters)
     pose = pose_metrics(
         *(mode.theta, mode.shift, batch["theta"], batch["shift"], pixel_size(9, 9)),
@@ -103,7 +113,7 @@ def test_clusters_are_made_before_the_labels_are_seen(make_model, batch, monkeyp
             module.test_step(batch | {"label": label}, 0)
         found.append((end_test(module, monkeypatch), module.clusters))
     assert found[0][0] != found[1][0]
-    assert found[0][1].keys() == {"", "_ward", "_gmm"}
+    assert found[0][1].keys() == {"", "_ward", "_gmm", "_spectral"}
     for suffix, numbers in found[0][1].items():
         assert torch.equal(numbers, found[1][1][suffix])
 
@@ -119,6 +129,7 @@ def test_without_enough_to_compare_there_are_no_clusters(make_model, batch, monk
         module.test_step(batch, 0)
     metrics = end_test(module, monkeypatch)
     assert module.clusters is None
+    assert (module.inferred.upright is None) == (missing not in ("images", "pair"))
     assert "test/theta_relative_error_deg" in metrics
     assert not any("clustering" in name for name in metrics)
 

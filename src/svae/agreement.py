@@ -3,19 +3,21 @@
 An object that looks much the same in two turns has two angles with nearly the same posterior. An
 encoder that is equivariant but for the interpolation of pixels prefers now the one and now the
 other. Images in poses between the points of its lattice see the interpolation in other ways: what
-most of them agree on depends on it less.
+most of them agree on depends on it less, and their mean is nearer to the truth than any of them.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from svae.geometry import wrap_angle
+from svae.geometry import rotate, wrap_angle
 from svae.latents import Latents
 from svae.lattice import Lattice
 
-__all__ = ["most_agreed", "poses_between"]
+__all__ = ["Agreement", "most_agreed", "poses_between"]
 
 # Of the additive recurrence that fills a cube evenly (Roberts, 2018): powers of the inverse of the
 # root of x^4 = x + 1.
@@ -29,22 +31,38 @@ def poses_between(lattice: Lattice, count: int) -> tuple[Tensor, Tensor]:
     return cell[:, 0] * lattice.turn, cell[:, 1:] * lattice.spacing
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """What most inferences of B images agree on: one of them, and the way from it to their mean.
+
+    Arguments:
+        number: Which inference is in the middle, with shape (B,).
+        turn: From its angle to the mean, in radians, with shape (B,).
+        move: From its position, once it is turned by that about the image's centre, to the mean,
+            in grid units, with shape (B, 2).
+        content: From its z to the mean, with shape (B, z_dim).
+    """
+
+    number: Tensor
+    turn: Tensor
+    move: Tensor
+    content: Tensor
+
+
 def most_agreed(
     modes: Latents, spreads: Sequence[tuple[Tensor, Tensor]], lattice: Lattice
-) -> Tensor:
-    """The number of the inference in the middle of those that most agree.
+) -> Agreement:
+    """Which inference is in the middle of those that most agree, and what their mean is.
 
     First the angle within a quarter turn of which the posteriors have most, in the sum of their
     log-probabilities; then, of the poses within a quarter turn of it, the one nearest to their
-    mean.
+    mean. The mean is of those whose angle is less than a step of the lattice from that one's: of
+    pose and content together, as the content of each was inferred with its own pose.
 
     Arguments:
-        modes: The pose that each inference finds most probable, with shape (K, B, ...).
+        modes: The latents that each inference finds most probable, with shape (K, B, ...).
         spreads: How the angle of each is spread: probabilities and angles, with shape (B, m) each.
         lattice: Its cells are the units in which angles and shifts compare.
-
-    Returns:
-        Numbers below K, with shape (B,).
     """
     agreement = torch.zeros_like(modes.theta)
     for weights, angles in spreads:
@@ -58,4 +76,12 @@ def most_agreed(
     turned = wrap_angle(modes.theta - torch.atan2(sine, cosine)) / lattice.turn
     moved = (modes.shift - centre) / (lattice.spacing or 1.0)
     distance = turned**2 + moved.square().sum(-1)
-    return distance.masked_fill(~near, torch.inf).argmin(0)
+    number = distance.masked_fill(~near, torch.inf).argmin(0)
+
+    middle = modes[number, torch.arange(len(number), device=number.device)]
+    turns = wrap_angle(modes.theta - middle.theta)
+    same = turns.abs() <= min(lattice.turn, math.pi / 2)
+    share = same / same.sum(0)
+    turn = (share * turns).sum(0)
+    centre, content = ((share.unsqueeze(-1) * value).sum(0) for value in (modes.shift, modes.z))
+    return Agreement(number, turn, centre - rotate(middle.shift, turn), content - middle.z)

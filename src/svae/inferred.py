@@ -16,7 +16,7 @@ from svae.posteriors import Posterior
 __all__ = ["Inferred", "infer_batch", "representation"]
 
 _TRUTH = ("label", "theta", "shift", "scale", "symmetry", "conformation")
-_MORE = ("representation", "reference_theta", "centre", "peak")
+_MORE = ("representation", "reference_theta", "centre", "peak", "upright")
 _LATENTS = tuple(f"inferred_{field.name}" for field in fields(Latents))
 
 
@@ -41,6 +41,8 @@ class Inferred:
         centre: The centre of mass of the decoded object in the image, in grid units, with shape
             (B, 2).
         peak: The probability of the most probable pose among those of a lattice, with shape (B,).
+        upright: The images with their pose removed, small (`svae.metrics.small_upright`), with
+            shape (B, D).
     """
 
     index: Tensor
@@ -56,6 +58,7 @@ class Inferred:
     reference_theta: Tensor | None = None
     centre: Tensor | None = None
     peak: Tensor | None = None
+    upright: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -65,7 +68,10 @@ class Inferred:
 
     @staticmethod
     def names_in(
-        batch: Mapping[str, Tensor], infers_theta: bool = True, centre: bool = False
+        batch: Mapping[str, Tensor],
+        infers_theta: bool = True,
+        centre: bool = False,
+        upright: bool = False,
     ) -> list[str]:
         """The names of `tensors` for batches with the keys of this one, all of it inferred.
 
@@ -74,10 +80,11 @@ class Inferred:
                 and centred, there is an angle inferred from those.
             infers_theta: Whether the model infers angles.
             centre: Whether centres of mass are found.
+            upright: Whether the images are kept with their pose removed.
         """
         names = [*_LATENTS, "index", "log_likelihood", "representation"]
         names += ["reference_theta"] * (infers_theta and "untransformed" in batch)
-        names += ["centre"] * centre
+        names += ["centre"] * centre + ["upright"] * upright
         return [*names, *(name for name in _TRUTH if name in batch)]
 
     @staticmethod
@@ -89,6 +96,7 @@ class Inferred:
         reference_theta: Tensor | None = None,
         centre: Tensor | None = None,
         peak: Tensor | None = None,
+        upright: Tensor | None = None,
     ) -> Inferred:
         """What a batch says of its images, with what was inferred from them."""
         truth = {name: batch[name] for name in _TRUTH if name in batch}
@@ -100,6 +108,7 @@ class Inferred:
             reference_theta=reference_theta,
             centre=centre,
             peak=peak,
+            upright=upright,
             **truth,
         )
 

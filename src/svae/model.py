@@ -234,7 +234,10 @@ class SpatialVAE(nn.Module):
         return self._infer_turned(image, turns[torch.stack(scores).argmax(0)])
 
     def _infer_by_agreement(self, image: Tensor, head: Attention, candidates: int) -> Posterior:
-        """The posterior of the image in one of several poses: of that which most agree with."""
+        """The posterior of the image in one of several poses: of that which most agree with.
+
+        It is moved as a whole to the mean of those that agree.
+        """
         count = len(image)
         turns, shifts = (move.to(image) for move in poses_between(head.lattice, candidates))
         modes, spreads = [], []
@@ -245,11 +248,10 @@ class SpatialVAE(nn.Module):
                 q = q.shifted(-shift).turned(-turn)
                 modes.append(q.mode())
                 spreads.append(q.spread_of_angles())
-            best = most_agreed(Latents.stack(modes), spreads, head.lattice)
-        turn, shift = turns[best], shifts[best]
-        return (
-            head(self._params(transform_image(image, turn, shift))).shifted(-shift).turned(-turn)
-        )
+            agreed = most_agreed(Latents.stack(modes), spreads, head.lattice)
+        turn, shift = turns[agreed.number], shifts[agreed.number]
+        q = head(self._params(transform_image(image, turn, shift))).shifted(-shift).turned(-turn)
+        return q.turned(agreed.turn).shifted(agreed.move).with_content_moved(agreed.content)
 
     def _params(self, image: Tensor) -> Tensor:
         """The parameters of the posterior of images."""

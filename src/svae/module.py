@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -27,6 +27,8 @@ from svae.metrics import (
     clustering_metrics,
     conformation_metrics,
     pose_metrics,
+    small_upright,
+    spectral_clusters,
 )
 from svae.metrics.bounds import importance_weighted_bound
 from svae.metrics.clustering import FEWEST_IMAGES
@@ -108,10 +110,19 @@ class VAEModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         split = "test" if stage == "test" else "val"
         known = self.trainer.datamodule.splits[split]  # type: ignore[attr-defined]
-        inferred = self.model.priors
+        inferred, tests = self.model.priors, stage == "test"
         self.per_image = PerImage(
-            Inferred.names_in(known, "theta" in inferred, stage == "test" and "shift" in inferred)
+            Inferred.names_in(
+                known,
+                infers_theta="theta" in inferred,
+                centre=tests and "shift" in inferred,
+                upright=tests and self._has_clusters(known),
+            )
         )
+
+    def _has_clusters(self, known: Container[str]) -> bool:
+        """Whether a test compares clusters with labels, where so much is known of its images."""
+        return bool("label" in known and self.num_labels and self.model.z_dim)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         noise = Noise(self.seed, self.global_step, batch["index"])
@@ -158,8 +169,15 @@ class VAEModule(pl.LightningModule):
         if "untransformed" in batch and "theta" in self.model.priors:
             reference = self.model.estimate(batch["untransformed"], ctf=CTF.of(batch)).theta
         latents = self.model.estimate(batch["image"], q, ctf=CTF.of(batch))
-        centre = self.model.centre(latents) if "shift" in self.model.priors else None
-        self._collect(batch, q, elbo, latents, reference, centre)
+        self._collect(
+            batch,
+            q,
+            elbo,
+            latents,
+            reference_theta=reference,
+            centre=self.model.centre(latents) if "shift" in self.model.priors else None,
+            upright=small_upright(batch["image"], latents) if self._has_clusters(batch) else None,
+        )
 
     def on_test_epoch_end(self) -> None:
         self._log_means("test")
@@ -186,10 +204,10 @@ class VAEModule(pl.LightningModule):
             metrics |= conformation_metrics(latents.z, known.conformation, known.theta)
         # A test cut short may leave fewer images than clusters; that must not cost the rest.
         wanted = self.num_labels or 0
-        enough = len(known) >= max(wanted, FEWEST_IMAGES)
-        if known.label is not None and wanted and enough and model.z_dim:
-            assert known.representation is not None
+        if known.upright is not None and len(known) >= max(wanted, FEWEST_IMAGES):
+            assert known.representation is not None and known.label is not None
             self.clusters = cluster(known.representation, latents.z, wanted, self.seed)
+            self.clusters["_spectral"] = spectral_clusters(known.upright, wanted, self.seed)
             metrics |= clustering_metrics(self.clusters, known.label)
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
 
@@ -315,17 +333,12 @@ class VAEModule(pl.LightningModule):
         q: Posterior,
         elbo: ELBO,
         latents: Latents,
-        reference_theta: Tensor | None = None,
-        centre: Tensor | None = None,
+        **more: Tensor | None,
     ) -> None:
+        """Keep what was inferred, and `more` of what `Inferred` has."""
         assert self.per_image is not None
         found = Inferred.from_batch(
-            batch,
-            latents,
-            elbo.log_likelihood,
-            representation(q, latents),
-            reference_theta,
-            centre,
+            batch, latents, elbo.log_likelihood, representation(q, latents), **more
         )
         self.per_image.update(**found.tensors())
 

@@ -196,6 +196,7 @@ _SUMMARY = (
     "test/centre_y_correlation",
     "test/scale_correlation",
     "test/clustering_accuracy",
+    "test/clustering_accuracy_spectral",
 )
 
 

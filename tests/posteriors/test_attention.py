@@ -289,6 +289,27 @@ def test_a_moved_posterior_is_that_of_the_moved_image():
         assert_close(back.kl(case.priors())[name], value)
 
 
+def test_content_moves_at_every_point(case):
+    by = torch.randn(3, case.z_dim, dtype=DOUBLE)
+    for sampling in (Soft(), Truncated(2, explore=0)):
+        q = case.head(sampling)(case.params()).turned(FRAME)
+        moved = q.with_content_moved(by / 3).with_content_moved(2 * by / 3)
+        (latents, _), (found, _) = q.rsample(30, NOISE), moved.rsample(30, NOISE)
+        assert_close(found.z, latents.z + by)
+        assert_close(found.pose, latents.pose)
+        assert_close(moved.log_prob(found), q.log_prob(latents))
+        assert_close(moved.mode().z, q.mode().z + by)
+        assert_close(moved.uncertainty().z, q.uncertainty().z)
+        mean, std = moved.representation().chunk(2, 1)
+        assert_close(mean, moved.mode().z)
+        assert_close(std, q.representation()[:, case.z_dim :])
+        kl, before = moved.kl(case.priors()), q.kl(case.priors())
+        weights, z = q.log_weights.exp(), q.at()[0]["z"].mode
+        more = (weights * (z * by.unsqueeze(1) + by.unsqueeze(1) ** 2 / 2).sum(-1)).sum(1)
+        assert_close(kl.pop("z"), before.pop("z") + more)
+        assert_close(kl, before)
+
+
 def test_under_a_uniform_prior_turning_costs_nothing():
     for name in ("uniform", "uniform, 5 rotations", "no offsets, uniform"):
         case = CASES[name]

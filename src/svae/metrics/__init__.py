@@ -5,6 +5,7 @@ from svae.metrics.clustering import cluster, clustering_metrics, matching
 from svae.metrics.collect import MeanPerImage, PerImage
 from svae.metrics.conformation import conformation_metrics
 from svae.metrics.pose import angle_offset, angle_offsets, comparable_angles, pose_metrics
+from svae.metrics.spectral import small_upright, spectral_clusters
 
 __all__ = [
     "MeanPerImage",
@@ -19,4 +20,6 @@ __all__ = [
     "conformation_metrics",
     "matching",
     "pose_metrics",
+    "small_upright",
+    "spectral_clusters",
 ]

@@ -64,6 +64,7 @@ class AttentionPosterior:
         points: Which points of the lattice these are, with shape (B, M); all of them if None.
         frame: The angle (B,) by which the lattice is turned against the image's axes, and its
             centre (B, 2) before that; not at all if None.
+        content: What is added to z at every point, with shape (B, z_dim); nothing if None.
         sampler: How `rsample` samples, where it does not draw points and then what is at them.
         gives_bound: Whether what `rsample` gives is a sample of the posterior, so that the ELBO
             estimated from it is a bound.
@@ -74,6 +75,7 @@ class AttentionPosterior:
     params: Tensor
     points: Tensor | None = None
     frame: tuple[Tensor, Tensor] | None = None
+    content: Tensor | None = None
     sampler: Callable[[AttentionPosterior, int, Noise], tuple[Latents, Tensor]] | None = None
     gives_bound: bool = True
 
@@ -128,7 +130,7 @@ class AttentionPosterior:
         if columns is not None:
             rows, params = _columns(rows, columns), _columns(params, columns)
         rotations = len(self.lattice.angles)
-        q = self._framed(self.head.conditionals(params, rows % rotations))
+        q = self._framed(self.head.conditionals(params, rows % rotations, self.content))
         return q, self.lattice.shifts[rows // rotations]
 
     def _framed(self, q: dict[str, Distribution]) -> dict[str, Distribution]:
@@ -240,6 +242,10 @@ class AttentionPosterior:
         angle, centre = self.frame
         return replace(self, frame=(angle, centre + rotate(by, -angle)))
 
+    def with_content_moved(self, by: Tensor) -> AttentionPosterior:
+        """The posterior whose z is larger by `by` (B, z_dim) at every point."""
+        return replace(self, content=by if self.content is None else self.content + by)
+
     # ---- divergences and densities
 
     def kl(self, priors: Priors) -> dict[str, Tensor]:
@@ -254,7 +260,7 @@ class AttentionPosterior:
         weights = self.log_weights.exp()
         log_prior = self._log_lattice_prior(priors).flatten(1).expand(len(weights), -1)
         # Divergences of the deviations: to turn or to move both sides changes nothing.
-        q = self._framed(self.head.conditionals(self.params))
+        q = self._framed(self.head.conditionals(self.params, content=self.content))
         around = self.head.around(priors)
         terms = {name: (weights * divergence(around[name], d)).sum(1) for name, d in q.items()}
         excess = self.log_weights - _columns(log_prior, self.rows())
@@ -417,7 +423,10 @@ class Attention(PosteriorHead):
         return log_weights
 
     def conditionals(
-        self, params: Tensor, rotations: Tensor | None = None
+        self,
+        params: Tensor,
+        rotations: Tensor | None = None,
+        content: Tensor | None = None,
     ) -> dict[str, Distribution]:
         """The distribution of each variable at points.
 
@@ -425,14 +434,15 @@ class Attention(PosteriorHead):
             params: Parameters, with shape (B, m, n).
             rotations: The rotation of each point, with shape (B, m). Without, the angle is the
                 deviation from it.
+            content: What is added to z, with shape (B, z_dim).
         """
         parts = params.split(self.sizes[1:], dim=-1)
         pairs = zip(self.families.items(), parts, strict=True)
-        offset = 0.0 if rotations is None else self.offsets[rotations]
-        return {
-            name: family(part, offset) if name == "theta" else family(part)
-            for (name, family), part in pairs
+        around = {
+            "theta": 0.0 if rotations is None else self.offsets[rotations],
+            "z": 0.0 if content is None else content.unsqueeze(1),
         }
+        return {name: family(part, around.get(name, 0.0)) for (name, family), part in pairs}
 
     def forward(self, params: Tensor) -> AttentionPosterior:
         """The posterior of each image, from parameters with shape (B, P, R, n)."""

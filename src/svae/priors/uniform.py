@@ -39,8 +39,8 @@ class UniformAngle(GaussianAngle):
         return torch.full_like(value, -math.log(2 * math.pi))
 
     def family(self, params: Tensor, around: Tensor | float = 0.0) -> WrappedNormal:
-        loc, log_scale = params.unbind(-1)
-        return WrappedNormal(loc + around, self._log_scale(log_scale))
+        q = super().family(params, around)
+        return WrappedNormal(q.loc, q.log_scale)
 
     def kl(self, q: Normal) -> Tensor:
         if not isinstance(q, WrappedNormal):

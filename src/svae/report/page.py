@@ -110,6 +110,14 @@ CARDS = (
         "labels (k-means). 1 is perfect.",
     ),
     Card(
+        "test/clustering_accuracy_spectral",
+        "Clustering of the images",
+        "",
+        2,
+        "The same when the images themselves are grouped, with their pose removed (spectral "
+        "clustering). 1 is perfect.",
+    ),
+    Card(
         "train/total_seconds",
         "Training time",
         "min",
