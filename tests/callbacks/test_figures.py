@@ -34,7 +34,7 @@ DIGITS = [
 ]
 OF_EVERY_TIME = {"reconstructions", "manifold", "latents", "pose", "found_pose", "curves"}
 OF_THE_END = {"worst", "samples", "interpolations", "rotations"}
-OF_CLUSTERS = {"aligned", "confusion"}
+OF_CLUSTERS = {"aligned", "confusion", "aligned_spectral", "confusion_spectral"}
 
 
 def train(folder, *overrides):

@@ -27,6 +27,7 @@ TINY = [
 FIGURES = {
     *("reconstructions", "manifold", "latents", "pose", "worst", "samples", "rotations"),
     *("interpolations", "curves", "found_pose", "aligned", "confusion"),
+    *("aligned_spectral", "confusion_spectral"),
 }
 
 

@@ -134,10 +134,11 @@ class Figures(Callback):
             "worst",
             gallery.worst(worst["image"], infer_batch(model, worst)[0], called, CTF.of(worst)),
         )
-        if module.clusters is not None:
-            found = everyone, module.clusters[""], data.label_names
-            yield "aligned", gallery.aligned(lambda i: source[rows_of(known, i)]["image"], *found)
-            yield "confusion", gallery.confusion(*found)
+        for suffix in ("", "_spectral") if module.clusters is not None else ():
+            found = everyone, module.clusters[suffix], data.label_names
+            aligned = gallery.aligned(lambda i: source[rows_of(known, i)]["image"], *found)
+            yield f"aligned{suffix}", aligned
+            yield f"confusion{suffix}", gallery.confusion(*found)
         if getattr(data, "particles", None) is not None:
             yield from averages(gallery, everyone, source, known, module.seed)
         if not model.z_dim:

@@ -175,6 +175,11 @@ CAPTIONS = {
         "moved and turned back by what was inferred (and resized, where sizes are), and some of "
         "them. A sharp mean says that angles and positions agree.",
     ),
+    "aligned_spectral": (
+        "Aligned clusters of the images",
+        "The same for groups of the images themselves, with their pose removed, by who is like "
+        "whom (spectral clustering).",
+    ),
     "particles": (
         "Particles with their pose removed",
         "Particles, the same moved and turned back by what was inferred, the average of the class "
@@ -195,6 +200,10 @@ CAPTIONS = {
         "Labels against clusters",
         "Which groups the images of each label fall into, in per cent. Groups were found without "
         "labels; then each was matched with one label, framed here.",
+    ),
+    "confusion_spectral": (
+        "Labels against clusters of the images",
+        "The same for groups of the images themselves, with their pose removed.",
     ),
     "curves": ("Training curves", "How the bound and its parts changed from epoch to epoch."),
     "worst": (
