@@ -24,7 +24,7 @@ def moved(latents, agreed):
     """What becomes of latents (B, ...) by the turn about the image's centre, the move and z."""
     theta = latents.theta + agreed.turn
     shift = rotate(latents.shift, agreed.turn) + agreed.move
-    return latents.z + agreed.content, theta, shift
+    return latents.z + agreed.z, theta, shift
 
 
 @pytest.fixture
@@ -32,9 +32,10 @@ def modes():
     """Five inferences of two images: four alike, across the cut of the circle, and a half turn."""
     generator = torch.Generator().manual_seed(3)
     theta = torch.tensor([[3.0, 3.1, 3.2, 3.3, 0.0], [0.0, 0.3, 0.1, math.pi, 0.2]], dtype=DOUBLE)
-    shift = 0.05 * torch.randn(5, 2, 2, generator=generator, dtype=DOUBLE)
+    shift = 0.02 * torch.randn(5, 2, 2, generator=generator, dtype=DOUBLE)
     z = torch.randn(5, 2, 3, generator=generator, dtype=DOUBLE)
-    return Latents(z, wrap_angle(theta.T), shift)
+    log_scale = torch.randn(5, 2, generator=generator, dtype=DOUBLE)
+    return Latents(z, wrap_angle(theta.T), shift, log_scale)
 
 
 def test_the_mean_is_of_pose_and_content_of_those_that_agree(modes):
@@ -48,6 +49,8 @@ def test_the_mean_is_of_pose_and_content_of_those_that_agree(modes):
     assert_close(z, torch.stack([modes.z[rows, i].mean(0) for i, rows in enumerate(agreeing)]))
     expected = torch.stack([modes.shift[rows, i].mean(0) for i, rows in enumerate(agreeing)])
     assert_close(shift, expected)
+    sizes = torch.stack([modes.log_scale[rows, i].mean() for i, rows in enumerate(agreeing)])
+    assert_close(middle.log_scale + agreed.log_scale, sizes)
 
 
 def test_the_middle_is_the_one_nearest_to_the_mean(modes):
@@ -80,11 +83,43 @@ def test_inferences_a_step_of_the_lattice_away_are_not_in_the_mean():
     assert_close(z, torch.tensor([[2.0]], dtype=DOUBLE))
 
 
+def test_the_mean_is_of_one_place():
+    """Three candidates elsewhere at the same angle: nothing was found between the two places."""
+    x = torch.tensor([0.30, 0.31, 0.29, 0.30, 0.30, -0.3, -0.3, -0.3], dtype=DOUBLE)
+    shift = torch.stack((x, 0 * x), -1).unsqueeze(1)
+    z = torch.where(x > 0, 1.0, -9.0).to(DOUBLE).reshape(8, 1, 1)
+    modes = Latents(z, torch.zeros(8, 1, dtype=DOUBLE), shift)
+    agreed = most_agreed(modes, certain(modes.theta), LATTICE)
+    z, _, shift = moved(modes[agreed.number, torch.arange(1)], agreed)
+    assert_close(shift, torch.tensor([[0.3, 0.0]], dtype=DOUBLE))
+    assert_close(z, torch.ones(1, 1, dtype=DOUBLE))
+
+
+def test_an_inference_that_is_not_finite_leaves_the_others_alone():
+    theta = torch.tensor([[0.0], [0.1], [0.2], [math.nan]], dtype=DOUBLE)
+    modes = Latents(theta.unsqueeze(-1).clone(), theta, 0 * theta.unsqueeze(-1).expand(4, 1, 2))
+    agreed = most_agreed(modes, certain(theta), LATTICE)
+    assert agreed.number.item() < 3
+
+
+@pytest.mark.parametrize(("rotations", "agreeing"), [(1, 3), (2, 3), (8, 2)])
+def test_no_more_than_a_quarter_turn_agrees(rotations, agreeing):
+    """However far apart the rotations of the lattice are."""
+    theta = torch.tensor([[0.0], [0.1], [1.0], [2.9]], dtype=DOUBLE)
+    z = torch.tensor([[[0.0]], [[1.0]], [[5.0]], [[50.0]]], dtype=DOUBLE)
+    modes = Latents(z, theta, torch.zeros(4, 1, 2, dtype=DOUBLE))
+    agreed = most_agreed(modes, certain(theta), Lattice.centred(rotations, (1, 1), 0.0))
+    assert agreed.number.item() == 1
+    assert_close(z[1] + agreed.z, z[:agreeing].mean(0))
+
+
 def test_poses_fill_a_cell_and_begin_with_none():
     turns, shifts = poses_between(LATTICE, 64)
-    assert turns[0] == 0 and (shifts[0] == 0).all()
+    assert turns[0] == 0
+    assert (shifts[0] == 0).all()
     assert ((turns >= 0) & (turns < LATTICE.turn)).all()
     assert ((shifts >= 0) & (shifts < LATTICE.spacing)).all()
     for values, width in ((turns, LATTICE.turn), (shifts[:, 0], 0.1), (shifts[:, 1], 0.1)):
         counts = torch.histc(values / width, 8, 0, 1)
-        assert counts.min() >= 4 and counts.max() <= 12
+        assert counts.min() >= 4
+        assert counts.max() <= 12

@@ -23,6 +23,10 @@ __all__ = ["Agreement", "most_agreed", "poses_between"]
 # root of x^4 = x + 1.
 _STEPS = (0.8191725134, 0.6710436067, 0.5497004779)
 
+# Positions are points of a lattice that turned and moved with the image: the nearest ones of two
+# such are up to this far apart, in spacings.
+_NEAR = 1.5
+
 
 def poses_between(lattice: Lattice, count: int) -> tuple[Tensor, Tensor]:
     """Turns (count,) and shifts (count, 2) that fill a cell of the lattice; the first is none."""
@@ -40,13 +44,15 @@ class Agreement:
         turn: From its angle to the mean, in radians, with shape (B,).
         move: From its position, once it is turned by that about the image's centre, to the mean,
             in grid units, with shape (B, 2).
-        content: From its z to the mean, with shape (B, z_dim).
+        z: From its z to the mean, with shape (B, z_dim).
+        log_scale: From its logarithm of the size to the mean, with shape (B,).
     """
 
     number: Tensor
     turn: Tensor
     move: Tensor
-    content: Tensor
+    z: Tensor
+    log_scale: Tensor
 
 
 def most_agreed(
@@ -56,8 +62,9 @@ def most_agreed(
 
     First the angle within a quarter turn of which the posteriors have most, in the sum of their
     log-probabilities; then, of the poses within a quarter turn of it, the one nearest to their
-    mean. The mean is of those whose angle is less than a step of the lattice from that one's: of
-    pose and content together, as the content of each was inferred with its own pose.
+    mean. What is given as the mean is of those that are within 1.5 steps of the lattice from that
+    one in position, and in angle within one step or a quarter turn: of everything together,
+    as the content of each was inferred with its own pose.
 
     Arguments:
         modes: The latents that each inference finds most probable, with shape (K, B, ...).
@@ -81,7 +88,13 @@ def most_agreed(
     middle = modes[number, torch.arange(len(number), device=number.device)]
     turns = wrap_angle(modes.theta - middle.theta)
     same = turns.abs() <= min(lattice.turn, math.pi / 2)
-    share = same / same.sum(0)
-    turn = (share * turns).sum(0)
-    centre, content = ((share.unsqueeze(-1) * value).sum(0) for value in (modes.shift, modes.z))
-    return Agreement(number, turn, centre - rotate(middle.shift, turn), content - middle.z)
+    same &= (modes.shift - middle.shift).norm(dim=-1) <= lattice.spacing * _NEAR
+
+    def mean(value: Tensor) -> Tensor:
+        rows = same if value.ndim == 2 else same.unsqueeze(-1)
+        return torch.where(rows, value, 0.0).sum(0) / rows.sum(0)
+
+    turn = mean(turns)
+    move = mean(modes.shift) - rotate(middle.shift, turn)
+    z, log_scale = mean(modes.z) - middle.z, mean(modes.log_scale) - middle.log_scale
+    return Agreement(number, turn, move, z, log_scale)

@@ -153,13 +153,26 @@ def centre_of_mass(image: Tensor, places: Tensor | None = None) -> Tensor:
     flat = image.flatten(2)
     if places is not None:
         grid, flat = grid[places], flat[..., places]
-    distance = grid.norm(dim=-1)
-    rim = distance >= distance.quantile(0.9)
-    background = flat[..., rim].median(-1, keepdim=True).values
-    mass = (flat - background).abs().sum(1)  # (B, N)
+    mass = (flat - _background(flat, grid)).abs().sum(1)  # (B, N)
     mass = torch.where(mass < 0.1 * mass.amax(-1, keepdim=True), 0.0, mass)
     total = (mass.unsqueeze(-1) * grid).sum(1)
     return total / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
+
+
+def without_background(image: Tensor) -> Tensor:
+    """Images (B, C, H, W) less the median of the outermost tenth of their pixels, by channels.
+
+    What `transform_image` puts outside, zero, is then their background.
+    """
+    grid = pixel_grid(*image.shape[2:]).to(image)
+    return image - _background(image.flatten(2), grid).unsqueeze(-1)
+
+
+def _background(flat: Tensor, grid: Tensor) -> Tensor:
+    """The median of pixels (B, C, N) at the outermost tenth of their places (N, 2): (B, C, 1)."""
+    distance = grid.norm(dim=-1)
+    rim = distance >= distance.quantile(0.9)
+    return flat[..., rim].median(-1, keepdim=True).values
 
 
 def wrap_angle(theta: Tensor) -> Tensor:

@@ -251,7 +251,7 @@ class SpatialVAE(nn.Module):
             agreed = most_agreed(Latents.stack(modes), spreads, head.lattice)
         turn, shift = turns[agreed.number], shifts[agreed.number]
         q = head(self._params(transform_image(image, turn, shift))).shifted(-shift).turned(-turn)
-        return q.turned(agreed.turn).shifted(agreed.move).with_content_moved(agreed.content)
+        return q.turned(agreed.turn).shifted(agreed.move).added(agreed.z, agreed.log_scale)
 
     def _params(self, image: Tensor) -> Tensor:
         """The parameters of the posterior of images."""

@@ -156,7 +156,7 @@ class ByHand:
         self.theta = None
         if case.angle is not None:
             loc, log_scale = params[..., -2], params[..., -1]
-            unit = width if case.deviates else min(width, 1.0)
+            unit = 1.0 if case.angle == "uniform" and not case.deviates else width
             centres = case.turns if case.deviates else 0 * case.turns
             self.theta = Normal(centres + unit * loc, unit * log_scale.exp())
             self.theta_prior = Normal(centres.expand_as(loc), width)

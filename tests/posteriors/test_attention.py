@@ -6,11 +6,12 @@ from functools import partial
 
 import pytest
 import torch
-from tests.posteriors.by_hand import DOUBLE, SPACING, Case
+from tests.posteriors.by_hand import DOUBLE, SIZE_STD, SPACING, Case
 from torch.testing import assert_close
 
+from svae.agreement import most_agreed, poses_between
 from svae.encoders import GroupConv
-from svae.geometry import rotate_image, wrap_angle
+from svae.geometry import rotate, rotate_image, transform_image, wrap_angle
 from svae.latents import Latents
 from svae.lattice import Lattice
 from svae.metrics.bounds import importance_weighted_bound
@@ -293,10 +294,13 @@ def test_content_moves_at_every_point(case):
     by = torch.randn(3, case.z_dim, dtype=DOUBLE)
     for sampling in (Soft(), Truncated(2, explore=0)):
         q = case.head(sampling)(case.params()).turned(FRAME)
-        moved = q.with_content_moved(by / 3).with_content_moved(2 * by / 3)
+        larger = torch.randn(3, dtype=DOUBLE)
+        moved = q.added(by / 3, 0 * larger).added(2 * by / 3, larger)
         (latents, _), (found, _) = q.rsample(30, NOISE), moved.rsample(30, NOISE)
         assert_close(found.z, latents.z + by)
-        assert_close(found.pose, latents.pose)
+        assert_close(found.theta, latents.theta)
+        assert_close(found.shift, latents.shift)
+        assert_close(found.log_scale, latents.log_scale + larger * case.sized)
         assert_close(moved.log_prob(found), q.log_prob(latents))
         assert_close(moved.mode().z, q.mode().z + by)
         assert_close(moved.uncertainty().z, q.uncertainty().z)
@@ -307,6 +311,10 @@ def test_content_moves_at_every_point(case):
         weights, z = q.log_weights.exp(), q.at()[0]["z"].mode
         more = (weights * (z * by.unsqueeze(1) + by.unsqueeze(1) ** 2 / 2).sum(-1)).sum(1)
         assert_close(kl.pop("z"), before.pop("z") + more)
+        if case.sized:
+            size, by_size = q.at()[0]["scale"].mode, larger.unsqueeze(1)
+            more = (weights * (size * by_size + by_size**2 / 2)).sum(1) / SIZE_STD**2
+            assert_close(kl.pop("scale"), before.pop("scale") + more)
         assert_close(kl, before)
 
 
@@ -484,6 +492,36 @@ def test_rotation_augmentation_by_quarter_turns_changes_nothing(make_model):
     turned = model.training_elbo(images, noise, 0)
     for name, value in upright.kl.items():
         assert_close(turned.kl[name], value, atol=1e-5, rtol=1e-5)
+
+
+def test_candidates_give_the_posterior_about_the_mean_of_those_that_agree(make_model):
+    """Written out: encode in each pose, undo the pose, take the mean of what agrees."""
+    model = model_of(make_model, Truncated(3), infer_scale=True).double()
+    images, head, count = torch.rand(4, *SHAPE, dtype=DOUBLE), model.posterior, 6
+    turns, shifts = (
+        move.unsqueeze(1).expand(count, 4, *move.shape[1:])
+        for move in poses_between(head.lattice, count)
+    )
+    with torch.no_grad():
+        seen = [
+            head.whole(model._params(transform_image(images, turn, shift)))
+            for turn, shift in zip(turns, shifts, strict=True)
+        ]
+        seen = [
+            q.shifted(-shift).turned(-turn)
+            for q, turn, shift in zip(seen, turns, shifts, strict=True)
+        ]
+        modes = Latents.stack([q.mode() for q in seen])
+        agreed = most_agreed(modes, [q.spread_of_angles() for q in seen], head.lattice)
+        q = model.infer(images, candidates=count)
+    middle, mode = modes[agreed.number, torch.arange(4)], q.mode()
+    difference = wrap_angle(mode.theta - middle.theta - agreed.turn)
+    assert_close(difference, torch.zeros_like(difference))
+    assert_close(mode.shift, rotate(middle.shift, agreed.turn) + agreed.move)
+    assert_close(mode.z, middle.z + agreed.z)
+    assert_close(mode.log_scale, middle.log_scale + agreed.log_scale)
+    for value in (agreed.turn, agreed.move, agreed.z, agreed.log_scale):
+        assert value.abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("name", ["target-vae", "normal angle", "sizes", "rotations only"])

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # Rows of a dashboard's latent table: more make its page slow.
 TABLE_ROWS = 2000
+# Which of the clusters are drawn: the paper's, and those of the images themselves.
+CLUSTERS = ("", "_spectral")
 # Particles that averages are of, and how many are read at once.
 AVERAGED, AT_ONCE = 5000, 250
 
@@ -134,8 +136,9 @@ class Figures(Callback):
             "worst",
             gallery.worst(worst["image"], infer_batch(model, worst)[0], called, CTF.of(worst)),
         )
-        for suffix in ("", "_spectral") if module.clusters is not None else ():
-            found = everyone, module.clusters[suffix], data.label_names
+        clusters = module.clusters or {}
+        for suffix in (name for name in CLUSTERS if name in clusters):
+            found = everyone, clusters[suffix], data.label_names
             aligned = gallery.aligned(lambda i: source[rows_of(known, i)]["image"], *found)
             yield f"aligned{suffix}", aligned
             yield f"confusion{suffix}", gallery.confusion(*found)

@@ -5,10 +5,11 @@ from svae.metrics.clustering import cluster, clustering_metrics, matching
 from svae.metrics.collect import MeanPerImage, PerImage
 from svae.metrics.conformation import conformation_metrics
 from svae.metrics.pose import angle_offset, angle_offsets, comparable_angles, pose_metrics
-from svae.metrics.spectral import small_upright, spectral_clusters
+from svae.metrics.spectral import NoClusters, small_upright, spectral_clusters
 
 __all__ = [
     "MeanPerImage",
+    "NoClusters",
     "PerImage",
     "angle_offset",
     "angle_offsets",

@@ -64,7 +64,8 @@ class AttentionPosterior:
         points: Which points of the lattice these are, with shape (B, M); all of them if None.
         frame: The angle (B,) by which the lattice is turned against the image's axes, and its
             centre (B, 2) before that; not at all if None.
-        content: What is added to z at every point, with shape (B, z_dim); nothing if None.
+        more: What is added at every point to `z` (B, z_dim) and to the logarithm of the size,
+            `scale` (B,); nothing if None.
         sampler: How `rsample` samples, where it does not draw points and then what is at them.
         gives_bound: Whether what `rsample` gives is a sample of the posterior, so that the ELBO
             estimated from it is a bound.
@@ -75,7 +76,7 @@ class AttentionPosterior:
     params: Tensor
     points: Tensor | None = None
     frame: tuple[Tensor, Tensor] | None = None
-    content: Tensor | None = None
+    more: Mapping[str, Tensor] | None = None
     sampler: Callable[[AttentionPosterior, int, Noise], tuple[Latents, Tensor]] | None = None
     gives_bound: bool = True
 
@@ -130,7 +131,7 @@ class AttentionPosterior:
         if columns is not None:
             rows, params = _columns(rows, columns), _columns(params, columns)
         rotations = len(self.lattice.angles)
-        q = self._framed(self.head.conditionals(params, rows % rotations, self.content))
+        q = self._framed(self.head.conditionals(params, rows % rotations, self.more))
         return q, self.lattice.shifts[rows // rotations]
 
     def _framed(self, q: dict[str, Distribution]) -> dict[str, Distribution]:
@@ -242,9 +243,12 @@ class AttentionPosterior:
         angle, centre = self.frame
         return replace(self, frame=(angle, centre + rotate(by, -angle)))
 
-    def with_content_moved(self, by: Tensor) -> AttentionPosterior:
-        """The posterior whose z is larger by `by` (B, z_dim) at every point."""
-        return replace(self, content=by if self.content is None else self.content + by)
+    def added(self, z: Tensor, log_scale: Tensor) -> AttentionPosterior:
+        """The posterior with `z` (B, z_dim) and `log_scale` (B,) added to its own everywhere."""
+        more = {"z": z, "scale": log_scale}
+        if self.more is not None:
+            more = {name: value + self.more[name] for name, value in more.items()}
+        return replace(self, more=more)
 
     # ---- divergences and densities
 
@@ -260,7 +264,7 @@ class AttentionPosterior:
         weights = self.log_weights.exp()
         log_prior = self._log_lattice_prior(priors).flatten(1).expand(len(weights), -1)
         # Divergences of the deviations: to turn or to move both sides changes nothing.
-        q = self._framed(self.head.conditionals(self.params, content=self.content))
+        q = self._framed(self.head.conditionals(self.params, more=self.more))
         around = self.head.around(priors)
         terms = {name: (weights * divergence(around[name], d)).sum(1) for name, d in q.items()}
         excess = self.log_weights - _columns(log_prior, self.rows())
@@ -426,7 +430,7 @@ class Attention(PosteriorHead):
         self,
         params: Tensor,
         rotations: Tensor | None = None,
-        content: Tensor | None = None,
+        more: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Distribution]:
         """The distribution of each variable at points.
 
@@ -434,14 +438,13 @@ class Attention(PosteriorHead):
             params: Parameters, with shape (B, m, n).
             rotations: The rotation of each point, with shape (B, m). Without, the angle is the
                 deviation from it.
-            content: What is added to z, with shape (B, z_dim).
+            more: What is added to other variables, with shape (B, *event), by their names.
         """
         parts = params.split(self.sizes[1:], dim=-1)
         pairs = zip(self.families.items(), parts, strict=True)
-        around = {
-            "theta": 0.0 if rotations is None else self.offsets[rotations],
-            "z": 0.0 if content is None else content.unsqueeze(1),
-        }
+        around = {name: value.unsqueeze(1) for name, value in (more or {}).items()}
+        if rotations is not None:
+            around["theta"] = self.offsets[rotations]
         return {name: family(part, around.get(name, 0.0)) for (name, family), part in pairs}
 
     def forward(self, params: Tensor) -> AttentionPosterior:

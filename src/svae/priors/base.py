@@ -20,7 +20,8 @@ class Prior(nn.Module, ABC):
     #: How many numbers a network gives for each posterior of this variable.
     num_params: int
 
-    #: The unit of a posterior's parameters: a network's outputs near zero mean about the prior.
+    #: The unit of a posterior's parameters: a network's outputs near zero mean about the prior, or
+    #: about a radian where that is wider.
     unit: float = 1.0
 
     @abstractmethod

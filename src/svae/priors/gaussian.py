@@ -99,8 +99,8 @@ class GaussianAngle(Gaussian):
 
     def __init__(self, std_deg: float) -> None:
         super().__init__(dims=1, std=math.radians(positive("std_deg", std_deg)))
-        # At most a radian, as in the published code: sampled over the whole circle, the angle of an
-        # untrained network would hide what there is to learn, and its width has no way back.
+        # At most a radian, as in the published code: sampled over the whole circle, the angle of
+        # an untrained network would hide what there is to learn, and its width has no way back.
         self.unit = min(self.std, 1.0)
 
     def on_lattice(self, points: Tensor) -> tuple[Tensor, Prior | None]:

@@ -34,6 +34,7 @@ class UniformAngle(GaussianAngle):
 
     def __init__(self, std_deg: float = 180.0) -> None:
         super().__init__(std_deg)
+        self.unit = 1.0  # a mean may lie anywhere on the circle, however small s is
 
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.full_like(value, -math.log(2 * math.pi))

@@ -47,8 +47,8 @@ class VonMisesAngle(Prior):
         self.std = None if std_deg is None else math.radians(positive("std_deg", std_deg))
         #: The concentration of the prior.
         self.kappa = 0.0 if self.std is None else concentration_of(self.std)
-        # A network's outputs near zero mean the prior, or about a radian where that is wider, from
-        # which no angle can be learned (`GaussianAngle` has the same).
+        # A network's outputs near zero mean the prior, or about a radian (kappa = 1 is 1.3) where
+        # that is wider, from which no angle can be learned (`GaussianAngle` has the same).
         self.start = math.log1p(max(self.kappa, 1.0))
 
     def extra_repr(self) -> str:
