@@ -218,6 +218,18 @@ def test_the_share_of_half_turns(truth: tuple[Tensor, Tensor]) -> None:
         assert found["theta_half_turns"] == 0
 
 
+def test_half_turns_against_the_same_object_upright_are_none_of_its_own_frame(
+    truth: tuple[Tensor, Tensor], generator: torch.Generator
+) -> None:
+    theta, _ = truth
+    frame = 2 * math.pi * torch.rand(200, generator=generator, dtype=torch.float64)
+    error = torch.zeros(200, dtype=torch.float64)
+    error[:30] = math.pi
+    found = pose_metrics(theta + frame + error, None, theta, None, PIXEL, None, frame)
+    assert found["theta_relative_half_turns"] == 0.15
+    assert found["theta_half_turns"] > 0.3
+
+
 def test_an_angle_that_knows_nothing_is_a_quarter_turn_off(generator: torch.Generator) -> None:
     theta, inferred = 2 * math.pi * torch.rand(2, 20_000, generator=generator)
     metrics = pose_metrics(inferred, None, theta, None, PIXEL)

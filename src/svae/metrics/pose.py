@@ -63,6 +63,9 @@ def pose_metrics(
       code (which has the plain form). What differs from object to object in how a model finds
       them upright is no error here.
     * `theta_relative_error_deg`: median absolute error of that difference; nothing is removed.
+    * `theta_relative_half_turns`: the share of the images for which it is off by more than 90
+      degrees. The one to look at where angles are uniform: each kind of object has its own
+      upright then, which `theta_half_turns` counts.
     * `shift_x_correlation`, `shift_y_correlation`: Pearson, of the shifts as they are: a displaced
       canonical object lowers them. 0 where an input is constant.
     * `shift_rmse_px`: root mean square over the images of the Euclidean distance in pixels, after
@@ -126,6 +129,7 @@ def pose_metrics(
             metrics["theta_relative_correlation_plain"] = plain
             error = _angle_errors(relative, true, orders, {})
             metrics["theta_relative_error_deg"] = math.degrees(error.median().item())
+            metrics["theta_relative_half_turns"] = (error > math.pi / 2).double().mean().item()
 
     for name in ("shift", "centre"):
         if {name, "true_shift"} <= checked.keys():
