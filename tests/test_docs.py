@@ -66,7 +66,7 @@ QUICK = (
 )
 #: Added where the encoder is TARGET-VAE's, and where it is not.
 OF_TARGET_VAE = "model.encoder.channels=4", "model.encoder.hidden=8"
-TARGET_VAE = re.compile(r"target_vae|table2_\w+_p\d+")
+TARGET_VAE = re.compile(r"target_vae|best_mnist_u|table2_\w+_p\d+")
 #: Added by data set.
 OF_DATA = {
     "images": (),
