@@ -10,10 +10,9 @@ are joined by
 
 .. math:: A_{ij} = \exp(-d_{ij}^2 / s_i s_j),
 
-each with itself by 1.
-Eigenvectors of :math:`D^{-1/2} A D^{-1/2}`, multiplied by the t-th power of their eigenvalues
-:math:`\lambda_i`, are where t steps of a random walk lead from each image; their directions are
-clustered by k-means. The number of steps is that after which as many directions are left as there
+and each image with itself by 1. Eigenvectors of :math:`D^{-1/2} A D^{-1/2}`, multiplied by the t-th
+power of their eigenvalues :math:`\lambda_i`, are where t steps of a random walk lead from each
+image; their directions are clustered by k-means. The number of steps is that after which as many directions are left as there
 are clusters, :math:`\sum_i \lambda_i^{2t} = K`.
 
 References:
@@ -48,7 +47,7 @@ class NoClusters(RuntimeError):
 # Of the images' sides, in pixels: strokes and domains are told apart, noise is averaged.
 _SIDE = 32
 # Of MNIST(U), docs/notes.md has what other numbers give.
-_NEIGHBOURS, _SCALE = 10, 7
+_NEIGHBOURS, _SCALE, _MOST_NEIGHBOURS = 10, 7, 640
 # For each cluster, but not so many more than there are clusters: the steps leave little of others.
 _VECTORS, _MOST_MORE = 4, 50
 _MOST_STEPS = 1e5
@@ -168,7 +167,7 @@ def _joined(images: Tensor, num_clusters: int) -> csr_matrix:
         joined = csr_matrix((weights.ravel(), (rows, nearest.numpy().ravel())), (count, count))
         joined = joined.maximum(joined.T) + eye(count, format="csr")
         parts, _ = connected_components(joined, directed=False)
-        if parts <= num_clusters or neighbours == count - 1:
+        if parts <= num_clusters or neighbours == min(count - 1, _MOST_NEIGHBOURS):
             return joined
         wanted *= 2
 
