@@ -10,10 +10,10 @@ are joined by
 
 .. math:: A_{ij} = \exp(-d_{ij}^2 / s_i s_j),
 
-and each image with itself by 1. Eigenvectors of :math:`D^{-1/2} A D^{-1/2}`, multiplied by the t-th
-power of their eigenvalues :math:`\lambda_i`, are where t steps of a random walk lead from each
-image; their directions are clustered by k-means. The number of steps is that after which as many directions are left as there
-are clusters, :math:`\sum_i \lambda_i^{2t} = K`.
+and each image with itself by 1. Eigenvectors of :math:`D^{-1/2} A D^{-1/2}`, multiplied by the
+t-th power of their eigenvalues :math:`\lambda_i`, are where t steps of a random walk lead from
+each image; their directions are clustered by k-means. The number of steps is that after which as
+many directions are left as there are clusters, :math:`\sum_i \lambda_i^{2t} = K`.
 
 References:
     On spectral clustering: analysis and an algorithm (Ng, Jordan and Weiss, 2001).
