@@ -65,6 +65,7 @@ def test_one_image_among_copies_of_another_has_neighbours():
     points = torch.cat((torch.zeros(300, 2), torch.ones(1, 2)))
     found = spectral_clusters(points, 2, 1)
     assert found[:300].unique().numel() == 1
+    assert found[300] != found[0]
 
 
 def test_what_all_images_have_does_not_matter(generator):

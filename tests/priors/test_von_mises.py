@@ -91,6 +91,9 @@ def test_a_lattice_has_the_spread_of_the_prior(std_deg, count):
 
 
 def test_deviations_are_von_mises_around_their_points():
+    _, around = VonMisesAngle().on_lattice(torch.zeros(2, dtype=DOUBLE))
+    q = around.family(torch.zeros(2, 2, dtype=DOUBLE))
+    assert_close(around.kl(q), torch.zeros(2, dtype=DOUBLE), atol=1e-12, rtol=0)
     _, around = VonMisesAngle().on_lattice(torch.zeros(8, dtype=DOUBLE))
     q = around.family(torch.zeros(8, 2, dtype=DOUBLE), torch.arange(8.0, dtype=DOUBLE))
     assert isinstance(q, VonMises)

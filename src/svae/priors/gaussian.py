@@ -47,6 +47,8 @@ class Gaussian(Prior):
 
     #: 1: a value is a vector; 0: one number, with shape (...).
     event_dims = 1
+    #: The family of the posterior.
+    posterior: type[Normal] = Normal
 
     def __init__(self, dims: int, std: float = 1.0) -> None:
         super().__init__()
@@ -64,7 +66,8 @@ class Gaussian(Prior):
 
     def family(self, params: Tensor, around: Tensor | float = 0.0) -> Normal:
         loc, log_scale = params.chunk(2, dim=-1) if self.event_dims else params.unbind(-1)
-        return Normal(self.unit * loc + around, self._log_scale(log_scale), self.event_dims)
+        loc = self.unit * loc + around
+        return self.posterior(loc, self._log_scale(log_scale), self.event_dims)
 
     def _log_scale(self, output: Tensor) -> Tensor:
         """The logarithmic width that an output of the network means.
@@ -129,13 +132,11 @@ class AngleFromPoint(GaussianAngle):
         std: The standard deviation in radians.
     """
 
+    posterior = WrappedNormal
+
     def __init__(self, std: float) -> None:
         super().__init__(math.degrees(std))
         self.unit = self.std
-
-    def family(self, params: Tensor, around: Tensor | float = 0.0) -> WrappedNormal:
-        q = super().family(params, around)
-        return WrappedNormal(q.loc, q.log_scale)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density on the circle in nats per radian; shapes as in `Prior`."""

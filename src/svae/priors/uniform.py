@@ -32,16 +32,14 @@ class UniformAngle(GaussianAngle):
         std_deg: The standard deviation s of equation 3 in degrees (the paper: 180).
     """
 
+    posterior = WrappedNormal
+
     def __init__(self, std_deg: float = 180.0) -> None:
         super().__init__(std_deg)
         self.unit = 1.0  # a mean may lie anywhere on the circle, however small s is
 
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.full_like(value, -math.log(2 * math.pi))
-
-    def family(self, params: Tensor, around: Tensor | float = 0.0) -> WrappedNormal:
-        q = super().family(params, around)
-        return WrappedNormal(q.loc, q.log_scale)
 
     def kl(self, q: Normal) -> Tensor:
         if not isinstance(q, WrappedNormal):

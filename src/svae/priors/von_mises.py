@@ -83,8 +83,15 @@ class VonMisesAngle(Prior):
         count = points.shape[-1]
         if self.std is None:
             log_weights = torch.full_like(points, -math.log(count))
-            return log_weights, VonMisesAngle(math.degrees(math.pi / count))
+            return log_weights, _deviation(math.pi / count)
         width, spread = angle_widths(self.std, count)
         log_scale = torch.full_like(points, math.log(spread))
         density = WrappedNormal(torch.zeros_like(points), log_scale).log_prob(points)
-        return torch.log_softmax(density, dim=-1), VonMisesAngle(math.degrees(width))
+        return torch.log_softmax(density, dim=-1), _deviation(width)
+
+
+def _deviation(std: float) -> VonMisesAngle:
+    """The prior of the deviation from a point; a network's outputs near zero mean it."""
+    prior = VonMisesAngle(math.degrees(std))
+    prior.start = math.log1p(prior.kappa)
+    return prior
