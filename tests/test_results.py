@@ -79,11 +79,15 @@ class Plan:
 
     @property
     def places(self) -> dict[str, str]:
-        return {"folder": "runs", "page": "R.md", "figures": "figures"}
+        return {name: name for name in ("figures", "records")} | {"folder": "runs", "page": "R.md"}
 
     @property
     def runs(self) -> Path:
         return self.folder / "runs" / "small"
+
+    @property
+    def record(self) -> Path:
+        return self.folder / "records" / "tiny.json"
 
     def text(self) -> str:
         return self.page.read_text()
@@ -214,16 +218,127 @@ def test_an_evaluation_is_of_the_training_that_is_there(done, tmp_path):
     plan = copied(done, tmp_path, TINY)
     training, evaluation = (plan.runs / "tiny" / name / "seed-1" for name in ("good", "once"))
     label = "the same in one turn"
-    assert plan.run("run=false") == 0
+    options = "run=false", "recorded=false"
+    assert plan.run(*options) == 0
     assert row_of(plan.text(), label)[1] == row_of(done[2], label)[1]
     newer = (evaluation / "metrics.json").stat().st_mtime + 1
     os.utime(training / "metrics.json", (newer, newer))
-    assert plan.run("run=false") == 0
+    assert plan.run(*options) == 0
     assert row_of(plan.text(), label)[1] == "not run"
     os.utime(training / "metrics.json", (newer - 100, newer - 100))
     (training / "status.json").unlink()
-    assert plan.run("run=false") == 0
+    assert plan.run(*options) == 0
     assert row_of(plan.text(), label)[1] == "not run"
+
+
+def cloned(done: tuple[Plan, Any, str], folder: Path, node: dict[str, Any]) -> Plan:
+    """Another plan, with what is committed after that one: no run directories."""
+    plan = Plan(folder, node)
+    for name in ("records", "figures"):
+        shutil.copytree(done[0].folder / name, folder / name)
+    return plan
+
+
+@pytest.fixture
+def begun(monkeypatch) -> list[str]:
+    """The names of the runs that begin; all of them fail."""
+    names: list[str] = []
+
+    def fails(job: Job, *more: object) -> list[str]:
+        names.append(job.name)
+        return ["false"]
+
+    monkeypatch.setattr(running, "command_line", fails)
+    return names
+
+
+def test_a_fresh_clone_has_the_same_page_and_runs_nothing_again(done, tmp_path, begun, capsys):
+    plan = cloned(done, tmp_path, TINY)
+    picture = plan.figures / "tiny_good_manifold.png"
+    before = {path: path.read_bytes() for path in (plan.record, picture)}
+    stamp = plan.record.stat().st_mtime_ns
+    assert plan.run() == 1
+    assert begun == ["tiny/broken/seed-1"]
+    assert (
+        "4 runs: 2 finished (2 by their records alone: recorded=false" in capsys.readouterr().out
+    )
+    assert plan.text() == done[2].replace(str(done[0].folder), str(tmp_path))
+    assert before == {path: path.read_bytes() for path in before}
+    assert plan.record.stat().st_mtime_ns == stamp
+    picture.unlink()
+    assert plan.run("run=false") == 0
+    assert "manifold" not in plan.text()
+    assert row_of(plan.text(), "a good row") == row_of(done[2], "a good row")
+
+
+def test_what_is_recorded_is_run_here_where_that_is_asked(done, tmp_path, begun):
+    plan = cloned(done, tmp_path, TINY)
+    record = plan.record.read_bytes()
+    assert plan.run("recorded=false") == 1
+    assert begun == ["tiny/good/seed-1", "tiny/broken/seed-1"]  # the evaluation fails without it
+    assert row_of(plan.text(), "a good row")[1] == "not run"
+    assert "records" not in plan.text()
+    assert plan.record.read_bytes() == record
+
+
+def test_a_record_of_other_settings_is_told_and_the_run_begun(done, tmp_path, begun, capsys):
+    """An evaluation's, too; and what it needs is trained here, although that is recorded."""
+    other = changed(once={"evaluate": ["model.pose_candidates=2"]})
+    plan = cloned(done, tmp_path / "evaluation", other)
+    assert plan.run() == 1
+    assert begun == ["tiny/good/seed-1", "tiny/broken/seed-1"]
+    why = "its record was evaluated with model.pose_candidates=1"
+    assert f"({why})" in capsys.readouterr().out
+    assert f"not run ({why})" in plan.text()
+    assert row_of(plan.text(), "a good row") == row_of(done[2], "a good row")
+    plan = cloned(
+        done, tmp_path / "training", changed(good={"overrides": [*QUICK, "model.z_dim=3"]})
+    )
+    assert plan.run("run=false") == 0
+    assert "not run (its record has model.z_dim=2, not 3)" in plan.text()
+    assert "not run (its training tiny/good/seed-1 is not finished)" in plan.text()
+
+
+def test_a_run_directory_wins_over_its_record_and_renews_it(done, tmp_path, capsys):
+    """Of an evaluation, the training is then another."""
+    plan = cloned(done, tmp_path, TINY)
+    place = plan.runs / "tiny/good/seed-1"
+    shutil.copytree(done[0].runs / "tiny/good/seed-1", place)
+    metrics = json.loads((place / "metrics.json").read_text())
+    (place / "metrics.json").write_text(json.dumps(metrics | {"test/elbo": -1.5}))
+    before = json.loads(plan.record.read_text())["runs"]
+    assert plan.run("run=false") == 0
+    assert row_of(plan.text(), "a good row")[1] == "**-1.5**"
+    assert (
+        "not run (its record is of another training than tiny/good/seed-1 is now)" in plan.text()
+    )
+    after = json.loads(plan.record.read_text())["runs"]
+    assert after["tiny/good/seed-1"]["metrics"]["test/elbo"] == -1.5
+    assert after["tiny/once/seed-1"] == before["tiny/once/seed-1"]
+
+
+def test_records_are_written_also_when_it_was_interrupted(done, tmp_path, monkeypatch):
+    plan = copied(done, tmp_path, TINY)
+
+    def interrupted(*_: object) -> dict[Job, str]:
+        signal.raise_signal(signal.SIGINT)
+        return {}
+
+    monkeypatch.setattr(svae.results, "work_off", interrupted)
+    assert plan.run() == 130
+    assert plan.record.read_bytes() == done[0].record.read_bytes()
+
+
+def test_a_damaged_record_is_told_before_anything_runs(done, tmp_path, begun, capfd):
+    plan = cloned(done, tmp_path, TINY)
+    text = plan.record.read_text()
+    for damage in (text[:-20], f"<<<<<<< HEAD\n{text}", text.replace('"date"', '"data"')):
+        plan.record.write_text(damage)
+        status = plan.run()
+        printed = "".join(capfd.readouterr()) + str(status)
+        assert f"{plan.record}: expected records of runs as svae.results writes them" in printed
+        assert plan.record.read_text() == damage
+    assert not begun
 
 
 #: A run that notes that it began, goes on until it is asked to end, and is then interrupted.
@@ -318,6 +433,7 @@ MISTAKES = {
     "size=huge": "size: expected one of small, full, got 'huge'",
     "jobs=0": "jobs: expected a whole number of at least 1, got 0",
     "run=1": "run: expected true or false, got 1",
+    "recorded=1": "recorded: expected true or false, got 1",
     "+results.tiny.colour=red": "results.tiny.colour: no such key",
     "+results.tiny.rows.good.colour=red": "results.tiny.rows.good.colour: no such key",
     "+results.tiny.full.rows={}": "results.tiny.full.rows: no such key",

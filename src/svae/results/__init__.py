@@ -17,6 +17,7 @@ from svae.hardware import accelerator_at_hand
 from svae.results.page import check_ours, write_page
 from svae.results.plan import Job, Result, plan_of
 from svae.results.ran import Ran, check, ran
+from svae.results.records import read_records, with_records, write_records
 from svae.results.running import Machine, told_minutes, work_off
 from svae.signals import Signals
 
@@ -29,7 +30,7 @@ TO_DO = ("not run", "unfinished", "failed")
 
 
 def results(cfg: DictConfig) -> Path:
-    """Run what is not finished of the plan, and write the page.
+    """Run what is not finished of the plan, and write the records and the page.
 
     Returns:
         The path of the page.
@@ -44,12 +45,15 @@ def results(cfg: DictConfig) -> Path:
         plan = plan_of(nodes, cfg.size)
         wanted = dict.fromkeys(job for name in _only(cfg, plan) for job in plan[name].jobs)
         machine = _machine(cfg)
-        if type(cfg.run) is not bool:
-            raise ValueError(f"run: expected true or false, got {cfg.run!r}")
+        for name in ("run", "recorded"):
+            if type(cfg[name]) is not bool:
+                raise ValueError(f"{name}: expected true or false, got {cfg[name]!r}")
         folder = Path(cfg.folder, cfg.size)
         tail = "" if cfg.size == "small" else f"_{cfg.size}"
         page = Path(cfg.page or f"RESULTS{tail}.md")
         figures = Path(cfg.figures or f"docs/figures/results{tail}")
+        records = Path(cfg.records or f"docs/results/{cfg.size}")
+        known = read_records(records, plan)  # damage is told before a night of runs, not after it
         check_ours(page)
         if cfg.run:
             for job in wanted:
@@ -61,16 +65,28 @@ def results(cfg: DictConfig) -> Path:
     failed: dict[Job, str] = {}
     if cfg.run:
         found = {job: ran(job, folder) for job in wanted}
+        if cfg.recorded:
+            found = with_records(found, known)
         refused = {job: one.message for job, one in found.items() if one.state == "other"}
         for job, why in refused.items():
             log.warning("%s is left as it is: %s; move it away to run it", job.name, why)
-        todo = [job for job, one in found.items() if one.state in TO_DO]
+        todo = _to_do(found)
         _tell(found, todo, machine)
         with signals:
             failed = refused | work_off(todo, folder, machine, signals)
     everything = {job: ran(job, folder) for result in plan.values() for job in result.jobs}
     with told_in_one_line():
-        write_page(page, plan, everything, size=cfg.size, folder=folder, figures=figures)
+        known = write_records(records, everything)
+        used = records if cfg.recorded else None
+        if used is not None:
+            everything = with_records(everything, known)
+        write_page(
+            *(page, plan, everything),
+            size=cfg.size,
+            folder=folder,
+            figures=figures,
+            records=used,
+        )
     log.info("written to: %s", page)
     if failed:
         log.error("failed or refused: %d of %d runs", len(failed), len(wanted))
@@ -111,20 +127,38 @@ def _machine(cfg: DictConfig) -> Machine:
     return Machine(at_once, None if accelerator_at_hand() == "gpu" else threads, own)
 
 
+def _to_do(found: Mapping[Job, Ran]) -> list[Job]:
+    """The runs that are begun, or gone on with, in their order.
+
+    An evaluation needs the directory of its training. Where there is only a record of that, it is
+    trained again, and what is recorded of its other evaluations is then of another training.
+    """
+    todo = {job for job, one in found.items() if one.state in TO_DO}
+    again = {job.of for job in todo if job.of is not None and found[job.of].recorded}
+    return [
+        job
+        for job, one in found.items()
+        if job in todo or job in again or (job.of in again and one.recorded and not job.skip)
+    ]
+
+
 def _tell(found: Mapping[Job, Ran], todo: list[Job], machine: Machine) -> None:
     """What is going to be run, and how long that takes."""
-    there = sum(one.state == "finished" for one in found.values())
+    there = [one for job, one in found.items() if one.state == "finished" and job not in todo]
+    recorded = sum(one.recorded for one in there)
+    noted = f" ({recorded} by their records alone: recorded=false runs these here)"
     minutes = [job.minutes for job in todo if job.minutes is not None]
     unknown = len(todo) - len(minutes)
     known = f", about {told_minutes(sum(minutes) / machine.at_once)}" if minutes else ""
     log.info(
-        "%d runs: %d finished, %d to do, %d at a time%s%s",
-        *(len(found), there, len(todo), machine.at_once, known),
+        "%d runs: %d finished%s, %d to do, %d at a time%s%s",
+        *(len(found), len(there), noted if recorded else "", len(todo), machine.at_once, known),
         f", {unknown} of unknown length" if unknown else "",
     )
     for job in todo:
         time = "unknown" if job.minutes is None else told_minutes(job.minutes)
-        log.info("  %-60s %s", job.name, time)
+        why = found[job].message if found[job].state == "not run" else ""
+        log.info("  %-60s %s%s", job.name, time, f" ({why})" if why else "")
     for job, one in found.items():
         if one.state == "left out":
             log.info("  %-60s not run: %s", job.name, one.message)

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def write_page(
     size: str,
     folder: Path,
     figures: Path,
+    records: Path | None = None,
 ) -> None:
     """Write the page and its figures. The same runs give the same bytes.
 
@@ -63,20 +65,24 @@ def write_page(
         size: Of the plan.
         folder: That of the runs.
         figures: Where figures go, under names that stay the same.
+        records: The folder of the records; None where they are not used.
     """
-    parts = [MARK, "", "# Results", "", *_heading(results, found, size)]
+    parts = [MARK, "", "# Results", "", *_heading(results, found, size, records)]
     for result in results.values():
         parts += _section(result, found, folder, figures, path.parent)
     write_atomic(path, "\n".join(parts).rstrip() + "\n")
 
 
-def _heading(results: Mapping[str, Result], found: Found, size: str) -> Iterator[str]:
+def _heading(
+    results: Mapping[str, Result], found: Found, size: str, records: Path | None
+) -> Iterator[str]:
     jobs = dict.fromkeys(job for result in results.values() for job in result.jobs)
     finished = sum(found[job].state == "finished" for job in jobs)
+    kept = "" if records is None else f", whose records are in `{records.as_posix()}`"
     yield (
-        f"Trained here by `python -m svae.results size={size}`, which goes on where it was ended: "
+        f"Trained by `python -m svae.results size={size}`, which goes on where it was ended: "
         f"{finished} of {len(jobs)} runs are finished. Numbers are of the test split, mean ± "
-        "sample standard deviation over the seeds, and come from the run directories alone. "
+        f"sample standard deviation over the seeds, and come from run directories alone{kept}. "
         f"**Bold** is what falls short of a paper's number; {NONE} is a number that there is not."
     )
     yield ""
@@ -106,7 +112,7 @@ def _section(
     for name, data, caption in _curves(result, found):
         yield _shown(name, data, caption, figures, beside)
         yield ""
-    pictures = list(_pictures(result, found, folder))
+    pictures = list(_pictures(result, found, folder, figures))
     shown = [_shown(*one, figures, beside) for one in pictures]
     for first in range(0, len(pictures), ACROSS):
         here = slice(first, first + ACROSS)
@@ -247,18 +253,23 @@ def _curves(result: Result, found: Found) -> Iterator[tuple[str, bytes, str]]:
             yield name, data, f"{column.name} against {_swept(result)}"
 
 
-def _pictures(result: Result, found: Found, folder: Path) -> Iterator[tuple[str, bytes, str]]:
+def _pictures(
+    result: Result, found: Found, folder: Path, figures: Path
+) -> Iterator[tuple[str, bytes, str]]:
     """Those of figures of runs: of the first seed that has it."""
     for picture in result.pictures:
         row = result.rows[picture.row]
         at = 0 if result.sweep is None else result.sweep.values.index(picture.value or 0)
+        value = "" if picture.value is None else f"_{picture.value}"
+        name = f"{result.name}_{row.name}{value}_{picture.name}.png"
         for job in row.jobs[at]:
             if found[job].state != "finished" or picture.seed not in (None, job.seed):
                 continue
-            data = png(folder / job.name / "figures" / f"{picture.name}.png")
+            # A record has no figures, but the page on which it was had them.
+            own = folder / job.name / "figures" / f"{picture.name}.png"
+            data = png(figures / name if found[job].recorded else own)
             if data is not None:
-                value = "" if picture.value is None else f"_{picture.value}"
-                yield f"{result.name}_{row.name}{value}_{picture.name}.png", data, picture.caption
+                yield name, data, picture.caption
                 break
 
 
@@ -267,15 +278,20 @@ def _swept(result: Result) -> str:
 
 
 def _machines(result: Result, found: Found) -> Iterator[str]:
-    """What the runs ran on, and when."""
+    """What the runs ran on, and when; and of which there is no more than was on a page."""
     there = [found[job] for job in dict.fromkeys(result.jobs) if found[job].state == "finished"]
     machines = sorted({one.machine for one in there if one.machine})
-    if not machines:
-        return
-    dates = sorted({one.date for one in there})
-    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    yield f"Ran on {'; '.join(machines)} ({when})."
-    yield ""
+    told = []
+    if machines:
+        dates = sorted({one.date for one in there})
+        when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+        told.append(f"Ran on {'; '.join(machines)} ({when}).")
+    for source, count in sorted(Counter(one.source for one in there if one.source).items()):
+        runs = "1 run" if count == 1 else f"{count} runs"
+        told.append(f"Of {runs} the directory is gone: recovered from {source}.")
+    if told:
+        yield " ".join(told)
+        yield ""
 
 
 def _missing(result: Result, found: Found) -> Iterator[str]:

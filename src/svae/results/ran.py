@@ -22,7 +22,7 @@ from svae.sweep import as_value
 from svae.sweep.runs import DAMAGE, LOADER, Value, composed_settings
 from svae.sweep.swept import is_seed
 
-__all__ = ["NO_BAR", "Ran", "arguments", "check", "ran"]
+__all__ = ["NO_BAR", "Ran", "arguments", "check", "difference", "ran"]
 
 #: What every run is given beside its overrides.
 NO_BAR = "trainer.enable_progress_bar=false"
@@ -40,6 +40,9 @@ class Ran:
         metrics: Those of a finished run, `split/name: number`.
         machine: What it ran on, and with which versions; empty where that is not recorded.
         date: When it ended, as `2026-01-31`.
+        settings: What Hydra composed for a finished training.
+        recorded: Whether its record is all that there is here.
+        source: What its record was made from, where that was no run directory.
     """
 
     state: State
@@ -47,6 +50,9 @@ class Ran:
     metrics: Mapping[str, float] = field(default_factory=dict)
     machine: str = ""
     date: str = ""
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    recorded: bool = False
+    source: str = ""
 
 
 def arguments(job: Job, folder: Path) -> list[str]:
@@ -83,8 +89,12 @@ def _trained(job: Job, place: Path) -> Ran:
     status = read_status(place)
     if status is None:
         return Ran("left out", job.skip) if job.skip else Ran("not run")
-    if found := _other_setting(job, place):
-        return Ran("other", found)
+    # What Hydra composed for the run is compared, since a run adds what it finds.
+    settings = composed_settings(
+        OmegaConf.create(yaml.load((place / ".hydra" / "config.yaml").read_text(), LOADER))
+    )
+    if other := difference(job, settings):
+        return Ran("other", f"{place} holds a run with {other}")
     if status.state != "finished":
         return Ran("failed" if status.state == "failed" else "unfinished", status.message)
     config = yaml.load((place / "config.yaml").read_text(), LOADER)
@@ -93,6 +103,7 @@ def _trained(job: Job, place: Path) -> Ran:
         metrics=_metrics(place),
         machine=_machine(config.get("environment", {}), str(config["trainer"]["precision"])),
         date=_date(place),
+        settings=settings,
     )
 
 
@@ -110,19 +121,22 @@ def _evaluated(job: Job, of: Job, folder: Path) -> Ran:
     return Ran("finished", metrics=_metrics(place), date=_date(place))
 
 
-def _other_setting(job: Job, place: Path) -> str:
+def difference(job: Job, settings: Mapping[str, Value]) -> str:
     """In what a run differs from the plan; empty where it does not.
 
-    What Hydra composed for the run is compared, since a run adds what it finds. What only one of
-    both has was added to the configs, or taken from them, since then.
+    What only one of both has was added to the configs, or taken from them, since then.
+
+    Arguments:
+        job: A training of the plan.
+        settings: What Hydra composed for the run.
+
+    Raises:
+        ValueError: Those of the plan do not compose.
     """
-    there = composed_settings(
-        OmegaConf.create(yaml.load((place / ".hydra" / "config.yaml").read_text(), LOADER))
-    )
     asked = {**_composed("train", _without_seed(job)), "seed": job.seed}
-    for name in sorted(there.keys() & asked.keys()):
-        if there[name] != asked[name] and (name == "seed" or not is_seed(name)):
-            return f"{place} holds a run with {name}={there[name]!r}, not {asked[name]!r}"
+    for name in sorted(settings.keys() & asked.keys()):
+        if settings[name] != asked[name] and (name == "seed" or not is_seed(name)):
+            return f"{name}={settings[name]!r}, not {asked[name]!r}"
     return ""
 
 
