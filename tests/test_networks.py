@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from torch.testing import assert_close
 
 from svae import networks
-from svae.generators import CoordinateMLP
+from svae.generators import CoordinateMLP, coordinate_mlp
 from svae.geometry import pixel_grid
 from svae.networks import (
     Dense,
@@ -73,7 +73,11 @@ def exactly(layer, x, outer, rounding=rounded):
 @fusing
 @pytest.mark.parametrize("activation", FUSED)
 @pytest.mark.parametrize("shape", [(5000, 24), (7, 40, 24), (2, 3, 5, 24), (1, 24)], ids=str)
-def test_a_fused_layer_is_the_layer(activation, shape):
+@pytest.mark.parametrize("rows", [None, 100, 7])
+def test_a_fused_layer_is_the_layer(monkeypatch, activation, shape, rows):
+    """Also where its gradients are computed of some rows at a time."""
+    if rows is not None:
+        monkeypatch.setattr(networks, "_NUMBERS", 33 * rows)
     layer = Dense(24, 33, activation)
     x, outer = torch.randn(shape), torch.randn(*shape[:-1], 33)
     found, expected = gradients(layer, x, outer), exactly(layer, x, outer)
@@ -350,7 +354,10 @@ def test_a_generator_has_sharp_edges_in_half_precision(onednn, activation, optio
     assert relative(found, expected) < 2**-7
 
 
-def test_fourier_features_are_cosines_and_so_are_their_gradients():
+@pytest.mark.parametrize("rows", [None, 5, 1])
+def test_fourier_features_are_cosines_and_so_are_their_gradients(monkeypatch, rows):
+    if rows is not None:
+        monkeypatch.setattr(coordinate_mlp, "_NUMBERS_AT_ONCE", 6 * rows)
     network = CoordinateMLP((1, 9, 9), 0, 1, fourier_features=6, fourier_learnable=True)
     features = network.features.double()
     coords = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
@@ -403,7 +410,7 @@ def test_every_generator_in_half_precision(activation, fourier_features, bilinea
 @pytest.mark.parametrize("rows", [1, 4, 10, 10**6])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_precise_layer_widens_what_was_rounded(monkeypatch, shape, rows, autocast):
-    monkeypatch.setattr(networks, "_ROWS", rows)
+    monkeypatch.setattr(networks, "_PRECISE_NUMBERS", 8 * rows)
     layer, outer = nn.Linear(8, 5), torch.randn(*shape[:-1], 5)
     x = torch.randn(shape).to(HALF).requires_grad_()
     wide = x.detach().float().requires_grad_()

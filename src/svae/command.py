@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from svae.directories import release
 from svae.distributed import dismiss, follow, following, lead
 from svae.errors import UserError, one_line
+from svae.hardware import keep_freed_memory
 from svae.multirun import alone, in_sweep, told_at_the_end
 from svae.paths import conf_dir
 
@@ -74,6 +75,7 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             # The data set goes on in the middle of an epoch; Lightning does not know.
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended")
+            keep_freed_memory()
             return task(cfg)
 
         @functools.wraps(task)

@@ -21,12 +21,17 @@ from torch.nn.functional import bilinear, linear
 from svae.checks import at_least, image_shape_of, one_of, positive
 from svae.generators.chunks import in_chunks
 from svae.geometry import pixel_size
+from svae.hardware import has_amx
 from svae.networks import activation_named, compute_dtype, hidden_layers, split_linear
 
 __all__ = ["CoordinateMLP"]
 
-#: Pixels in a chunk: on a processor as many as fit its cache, on a GPU as give it enough to do.
-_ON_PROCESSOR, _ON_GPU = 4096, 2**18
+#: Pixels in a chunk: on a processor as many as fit its cache, on one with AMX as many as take long
+#: enough beside the calls, on a GPU as give it enough to do.
+_ON_PROCESSOR, _WITH_AMX, _ON_GPU = 4096, 2**14, 2**18
+#: Numbers that Fourier features are computed of at once, in float32 and with no need to wait for
+#: memory.
+_NUMBERS_AT_ONCE = 2**20
 
 
 class ExpandedCoordinates(nn.Module):
@@ -74,11 +79,22 @@ class _Cosine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        flat = x.flatten(0, -2)
+        cosine = x.new_empty(len(flat), len(weight), dtype=dtype)
+        sine = torch.empty_like(cosine) if any(ctx.needs_input_grad) else None
+        # In parts that stay in a processor's cache.
+        rows = max(1, _NUMBERS_AT_ONCE // len(weight)) if x.device.type == "cpu" else len(flat)
         with torch.autocast(x.device.type, enabled=False):
-            phase = linear(x, weight, bias)
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x, weight, phase.sin().to(dtype))
-        return phase.cos_().to(dtype)
+            for start in range(0, len(flat), max(1, rows)):
+                part = slice(start, start + rows)
+                phase = linear(flat[part], weight, bias)
+                if sine is not None:
+                    sine[part] = phase.sin()
+                cosine[part] = phase.cos_()
+        shape = (*x.shape[:-1], len(weight))
+        if sine is not None:
+            ctx.save_for_backward(x, weight, sine.view(shape))
+        return cosine.view(shape)
 
     @staticmethod
     @once_differentiable
@@ -194,7 +210,9 @@ class CoordinateMLP(nn.Module):
     def pixels_at_once(self, device: torch.device) -> int | None:
         """How many pixels a chunk holds on a device; None for all in one piece."""
         if isinstance(self.chunk_pixels, str):
-            return _ON_PROCESSOR if device.type == "cpu" else _ON_GPU
+            if device.type != "cpu":
+                return _ON_GPU
+            return _WITH_AMX if has_amx() else _ON_PROCESSOR
         return self.chunk_pixels
 
     def pixels(self, coords: Tensor, z: Tensor) -> Tensor:

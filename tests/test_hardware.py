@@ -1,0 +1,44 @@
+"""What the machine at hand does well."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+#: How often the process waits for the system to hand out a page of memory, while a tensor of
+#: 16 MB is made and dropped ten times.
+COUNT = """
+import resource, torch
+from svae.hardware import keep_freed_memory
+if {keep}:
+    keep_freed_memory()
+def again():
+    for _ in range(10):
+        torch.zeros(4_000_000)
+again()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+again()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(keep, **settings):
+    clean = {name: value for name, value in os.environ.items() if "MALLOC" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT.format(keep=keep)],
+        env={**clean, **settings},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc alone")
+def test_freed_memory_is_kept_unless_the_user_says_otherwise():
+    assert faults(keep=True) < 10
+    given = {"MALLOC_MMAP_THRESHOLD_": "100000"}
+    # Ten times 16 MB are 80 pages of 2 MB, or 40,000 of 4 kB.
+    assert faults(keep=True, **given) >= 50
