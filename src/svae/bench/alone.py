@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from svae.errors import one_line
-from svae.hardware import keep_freed_memory
 
 __all__ = ["Failure", "alone", "peak_memory"]
 
@@ -40,7 +39,6 @@ def alone(function: Callable[..., T], *args: Any) -> T:
 
 def _attempt(function: Callable[..., T], args: tuple[Any, ...]) -> tuple[Any, str | None]:
     try:
-        keep_freed_memory()  # as every command does
         return function(*args), None
     except Exception as error:
         # As text: not every exception can be pickled.

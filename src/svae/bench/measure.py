@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from torch.profiler import ProfilerActivity, profile
 
 from svae.bench.alone import peak_memory
+from svae.hardware import keep_freed_memory
 from svae.instantiate import instantiate
 from svae.model import SpatialVAE
 from svae.noise import Noise
@@ -53,10 +54,13 @@ class Training:
 
     Arguments:
         work: What is trained.
-        plain: Whether all pixels are decoded in one piece, by nothing but autograd.
+        plain: Whether all pixels are decoded in one piece, by nothing but autograd, in memory as
+            the system hands it out.
     """
 
     def __init__(self, work: Work, plain: bool = False) -> None:
+        if not plain:
+            keep_freed_memory()  # as every command does
         with initialize_config_dir(conf_dir(), version_base="1.3"):
             cfg = compose("train", overrides=list(work.overrides))
         self.libraries_mb = memory_mb(device_of(work.accelerator))
