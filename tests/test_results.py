@@ -281,6 +281,13 @@ def test_what_is_recorded_is_run_here_where_that_is_asked(done, tmp_path, begun)
     assert plan.record.read_bytes() == record
 
 
+def test_the_first_seed_of_everything_comes_first(tmp_path, begun):
+    rows = {name: {"label": name, "overrides": QUICK} for name in ("one", "two")}
+    node = TINY | {"rows": rows, "pictures": [], "seeds": [1, 2]}
+    assert Plan(tmp_path, node).run() == 1
+    assert begun == [f"tiny/{row}/seed-{seed}" for seed in (1, 2) for row in ("one", "two")]
+
+
 def test_a_record_of_other_settings_is_told_and_the_run_begun(done, tmp_path, begun, capsys):
     """An evaluation's, too; and what it needs is trained here, although that is recorded."""
     other = changed(once={"evaluate": ["model.pose_candidates=2"]})

@@ -43,7 +43,7 @@ def results(cfg: DictConfig) -> Path:
     with told_in_one_line():
         nodes: Any = OmegaConf.to_container(cfg.results, resolve=True)
         plan = plan_of(nodes, cfg.size)
-        wanted = dict.fromkeys(job for name in _only(cfg, plan) for job in plan[name].jobs)
+        wanted = _wanted(cfg, plan)
         machine = _machine(cfg)
         for name in ("run", "recorded"):
             if type(cfg[name]) is not bool:
@@ -98,6 +98,18 @@ def results(cfg: DictConfig) -> Path:
     if failed:
         sys.exit(1)
     return page
+
+
+def _wanted(cfg: DictConfig, plan: Mapping[str, Result]) -> list[Job]:
+    """The runs of the results that are run, an evaluation after its training.
+
+    The first seed of all before the second of any: whoever ends it early has the more rows.
+
+    Raises:
+        ValueError: There is no such result.
+    """
+    jobs = dict.fromkeys(job for name in _only(cfg, plan) for job in plan[name].jobs)
+    return sorted(jobs, key=lambda job: job.seed)
 
 
 def _only(cfg: DictConfig, plan: Mapping[str, Result]) -> list[str]:
