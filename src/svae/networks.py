@@ -1,6 +1,6 @@
 """Pieces that several networks share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -31,8 +31,8 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
 }
 
-# So many numbers fit the cache: of what is kept in bfloat16, and where they are needed in float32.
-_NUMBERS, _PRECISE_NUMBERS = 2**23, 2**20
+# So many feature vectors fit the cache.
+_ROWS = 16_384
 
 _SLOPE = nn.LeakyReLU().negative_slope
 
@@ -188,18 +188,10 @@ class Fused(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, y = ctx.saved_tensors
         wants_x, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        of_x = torch.empty_like(x, memory_format=torch.contiguous_format) if wants_x else None
-        of_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        of_bias = weight.new_zeros(len(weight), dtype=torch.float32) if wants_bias else None
-        for some, some_y, some_x, to in _parts(_NUMBERS, grad, y, x, of_x):
-            of_product = through_activation(some, some_y, ctx.activation)
-            if to is not None:
-                torch.mm(of_product, weight, out=to)
-            if of_weight is not None:
-                of_weight += of_product.t() @ some_x
-            if of_bias is not None:
-                of_bias += of_product.sum(0)
-        return of_x, of_weight, of_bias, None
+        grad = through_activation(grad, y, ctx.activation).flatten(0, -2)
+        of_x = (grad @ weight).view(x.shape) if wants_x else None
+        of_weight = grad.t() @ x.flatten(0, -2) if wants_weight else None
+        return of_x, of_weight, grad.sum(0) if wants_bias else None, None
 
 
 class _Precise(torch.autograd.Function):
@@ -207,8 +199,9 @@ class _Precise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         y = weight.new_empty(*x.shape[:-1], len(weight))
-        for some, to in _parts(_PRECISE_NUMBERS, x, y):
-            torch.addmm(bias, some.to(weight), weight.t(), out=to)
+        rows = zip(y.flatten(0, -2).split(_ROWS), x.flatten(0, -2).split(_ROWS), strict=True)
+        for some_y, some_x in rows:
+            torch.addmm(bias, some_x.to(weight), weight.t(), out=some_y)
         return y
 
     @staticmethod
@@ -217,23 +210,9 @@ class _Precise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         of_weight = torch.zeros_like(weight)
-        rounded = weight.to(x)
-        for some, of_y, to in _parts(_PRECISE_NUMBERS, x, grad, of_x):
-            torch.mm(of_y.to(x), rounded, out=to)
-            of_weight.addmm_(of_y.t(), some.to(weight))
-        return of_x, of_weight, grad.flatten(0, -2).sum(0)
-
-
-def _parts(numbers: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """The same rows of some tensors (..., n), some at a time, so that none has more numbers.
-
-    Arguments:
-        numbers: The numbers that a part may have; but a row is never cut.
-        tensors: Those of the same rows; None stays None.
-    """
-    flat = [None if one is None else one.flatten(0, -2) for one in tensors]
-    widest = max(one.shape[1] for one in flat if one is not None)
-    total = max(len(one) for one in flat if one is not None)
-    rows = max(1, numbers // max(1, widest))
-    for start in range(0, total, rows):
-        yield tuple(None if one is None else one[start : start + rows] for one in flat)
+        grad = grad.flatten(0, -2)
+        flat = x.flatten(0, -2), of_x.view(-1, x.shape[-1]), grad
+        for some_x, some_of_x, some in zip(*(t.split(_ROWS) for t in flat), strict=True):
+            some_of_x.copy_(some.to(x) @ weight.to(x))
+            of_weight.addmm_(some.t(), some_x.to(weight))
+        return of_x, of_weight, grad.sum(0)
