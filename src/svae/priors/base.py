@@ -24,7 +24,7 @@ class Prior(nn.Module, ABC):
     #: about a radian where that is wider.
     unit: float = 1.0
 
-    #: For how many training steps the weight of the divergence rises in the objective, from nothing.
+    #: For how many training steps the weight of the divergence rises, from nothing.
     warmup_steps: int = 0
 
     @abstractmethod
