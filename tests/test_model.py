@@ -382,19 +382,6 @@ def test_equation_3_is_optimised_and_the_divergence_reported(make_model):
     assert (difference.abs() > 1e-3).all()
 
 
-def test_the_weight_of_equation_3_rises_where_that_is_asked(make_model):
-    """And only of the factor that has that prior: a lattice's deviations have another."""
-    prior = {"z": Gaussian(2), "theta": UniformAngle(warmup_steps=4)}
-    options = {"prior": prior, "infer_shift": False, "beta": {"theta": 2.0}}
-    model = make_model(**options)
-    found = [model.weights(step) for step in (0, 1, 4, 1000)]
-    assert [one["theta"] for one in found] == [0.0, 0.5, 2.0, 2.0]
-    assert [one["z"] for one in found] == [1.0] * 4
-    assert model.beta["theta"] == 2.0
-    prior["theta"] = UniformAngle()
-    assert make_model(**options).weights(0) == {"z": 1.0, "theta": 2.0}
-
-
 def test_the_bound_does_not_depend_on_the_batch(make_model):
     model, images = make_model(), torch.rand(6, 1, 9, 9)
     whole = model.elbo(images, NOISE, samples=2).value

@@ -117,13 +117,17 @@ def test_a_record_counts_for_a_plan_that_asks_for_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("state", ["unfinished", "failed", "other"])
-def test_what_is_in_a_directory_is_not_looked_up(tmp_path, state):
+def test_what_is_begun_is_to_be_finished_and_the_page_has_its_record(tmp_path, state):
     write_records(tmp_path, finished())
     here = nothing() | {TRAINING: Ran(state, "why")}
-    known = with_records(here, read_records(tmp_path, ["tiny", "again"]))
+    records = read_records(tmp_path, ["tiny", "again"])
+    known = with_records(here, records, to_run=True)
     assert known[TRAINING] == Ran(state, "why")
     assert known[TESTED].state == "not run"
     assert known[OTHER].recorded
+    shown = with_records(here, records)
+    broken_off = state != "other"
+    assert shown[TRAINING].recorded == shown[TESTED].recorded == broken_off
 
 
 def test_an_evaluation_is_of_the_training_that_is_known(tmp_path):

@@ -210,28 +210,6 @@ def test_load_gives_a_model_that_encodes_and_decodes(trained):
     assert last.decode(latents).shape == images.shape
 
 
-def test_the_weight_of_an_angle_rises_in_training(command):
-    """In the first step it is nothing: the bound is short of the objective by all of the KL."""
-    one = ["trainer.max_epochs=1", "dataset.batch_size=2000"]
-    options = [*SMALL, *one, "test=false", "prior=uniform", "evaluation.iwae_samples=0"]
-    found = []
-    for steps in (0, 7):
-        directory = command(
-            svae.train.main, *options, f"prior.theta.warmup_steps={steps}", name=f"run-{steps}"
-        )
-        with (directory / "metrics.csv").open() as file:
-            (row,) = csv.DictReader(file)
-        assert row["step"] == "1"
-        found.append({name: float(row[f"train/{name}"]) for name in ("objective", "kl_theta")})
-        found[-1]["optimised"] = float(row["train/optimised_kl_theta"])
-    at_once, rising = found
-    assert at_once["kl_theta"] == rising["kl_theta"]
-    assert at_once["optimised"] > 0.1
-    assert rising["objective"] - at_once["objective"] == pytest.approx(
-        at_once["optimised"], rel=1e-3
-    )
-
-
 @pytest.mark.slow
 def test_rows_of_metrics_csv_hold_what_their_epoch_measured(command):
     """Validated every second epoch, and cut in the middle of the third."""

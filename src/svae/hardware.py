@@ -19,8 +19,9 @@ __all__ = [
 ]
 
 #: glibc's `mallopt`: the size in bytes from which on memory is taken from the system alone and
-#: given back when it is freed, and what may be free at the end of the heap before that is.
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 2**28), (-1, 2**30)
+#: given back when it is freed (older versions take half of that at most), and what may be free at
+#: the end of the heap before that is.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 2**26), (-1, 2**30)
 
 
 def accelerator_at_hand() -> str:
@@ -51,21 +52,24 @@ def _cpu_has(feature: str) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Have the process keep what it frees of memory, up to 1 GiB, for what it allocates next.
+    """Have the process keep what it frees of memory for what it allocates next.
 
-    glibc gives large pieces back to the system at once, which hands them out again page by page
-    and zeroed: a quarter of a training step on a processor with AMX. Does nothing where another
-    allocator is at work, or where the user has set glibc's.
+    glibc gives pieces of more than 32 MB back to the system at once, and smaller ones as soon as
+    they are at the end of its heap; the system hands them out again page by page and zeroed: a
+    quarter of a training step on a processor with AMX. Pieces of up to 64 MB are kept from here
+    on, larger ones are not. Does nothing without glibc, or where the user has set its allocator.
     """
-    tuned = os.environ.get("GLIBC_TUNABLES", "") + "".join(os.environ)
-    if "malloc" in tuned.lower():
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc" in tunables or any(name.startswith("MALLOC_") for name in os.environ):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # other systems, other libraries
         return
-    for parameter, size in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-        mallopt(parameter, size)
+    parameter, size = _MMAP_THRESHOLD
+    # Where neither is taken, to set the other would stop glibc from finding a size of its own.
+    if mallopt(parameter, size) or mallopt(parameter, size // 2):
+        mallopt(*_TRIM_THRESHOLD)
 
 
 def memory_at_hand(accelerator: str) -> int:

@@ -332,13 +332,6 @@ class SpatialVAE(nn.Module):
             is_bound=q.gives_bound,
         )
 
-    def weights(self, step: int) -> dict[str, float]:
-        """The weight of each divergence in the objective of a training step, counted from 0."""
-        rising = self.posterior.warmup_steps
-        return self.beta | {
-            name: self.beta[name] * min(1.0, step / steps) for name, steps in rising.items()
-        }
-
     def training_elbo(
         self, image: Tensor, noise: Noise, epoch: int, *, ctf: CTF | None = None
     ) -> ELBO:

@@ -131,7 +131,7 @@ class VAEModule(pl.LightningModule):
         elbo = self.model.training_elbo(
             batch["image"], noise, self.current_epoch, ctf=CTF.of(batch)
         )
-        objective = elbo.objective(self.model.weights(self.global_step))
+        objective = elbo.objective(self.model.beta)
         self._update("train", elbo, objective=objective)
         self._finite.add_loss(batch["index"], objective)
         self._newest = batch
@@ -298,7 +298,7 @@ class VAEModule(pl.LightningModule):
                     self.current_epoch,
                     ctf=None if ctf is None else ctf[row],
                 )
-                objective = elbo.objective(self.model.weights(step)).sum()
+                objective = elbo.objective(self.model.beta).sum()
                 gradients = torch.autograd.grad(objective, trained, allow_unused=True)
                 if not all(g.isfinite().all() for g in gradients if g is not None):
                     found.append(int(one))

@@ -279,7 +279,7 @@ def test_the_line_never_has_less_divergence_than_the_circle():
 def test_a_posterior_cannot_become_endlessly_wide(prior):
     output = torch.full((1, prior.num_params), 60.0, requires_grad=True)
     q = prior.family(output)
-    assert_close(q.scale, torch.full_like(q.scale, 10 * prior.unit))
+    assert_close(q.scale, torch.full_like(q.scale, 10 * prior.std))
     prior.optimised_kl(q).sum().backward()
     assert output.grad.isfinite().all()
     # Equation 3 of the uniform prior leaves the mean alone.

@@ -50,6 +50,21 @@ def test_the_density_is_that_of_the_circle():
     assert_close(UniformAngle().log_prob(value), expected)
 
 
+def test_a_posterior_starts_as_wide_as_asked_and_may_go_around_the_circle():
+    prior = UniformAngle(start_deg=17.0)
+    start = math.radians(17.0)
+    q = prior.family(torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 99.0]], dtype=DOUBLE))
+    assert_close(q.loc[:2], torch.tensor([0.0, start], dtype=DOUBLE))
+    assert_close(q.log_scale[:2].exp(), torch.tensor([start, start * math.e], dtype=DOUBLE))
+    assert q.log_scale[2].exp().item() == pytest.approx(10 * math.pi)
+    assert prior.kl(q)[2].item() == pytest.approx(0, abs=1e-6)
+    # As in the published code where nothing is said.
+    untrained = UniformAngle().family(torch.zeros(1, 2, dtype=DOUBLE))
+    assert untrained.log_scale.exp().item() == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="start_deg"):
+        UniformAngle(start_deg=0.0)
+
+
 def test_a_posterior_on_the_line_is_refused():
     q = GaussianAngle(45.0).family(torch.zeros(1, 2))
     with pytest.raises(TypeError, match="WrappedNormal"):

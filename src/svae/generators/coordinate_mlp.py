@@ -26,8 +26,8 @@ from svae.networks import activation_named, compute_dtype, hidden_layers, split_
 
 __all__ = ["CoordinateMLP"]
 
-#: Pixels in a chunk: on a processor as many as fit its cache, on one with AMX as many as take long
-#: enough beside the calls, on a GPU as give it enough to do.
+#: Pixels in a chunk: on a processor as many as fit its cache, in bfloat16 with AMX as many as take
+#: long enough beside the calls, on a GPU as give it enough to do.
 _ON_PROCESSOR, _WITH_AMX, _ON_GPU = 4096, 2**14, 2**18
 #: Numbers that Fourier features are computed of at once, in float32 and with no need to wait for
 #: memory.
@@ -212,7 +212,8 @@ class CoordinateMLP(nn.Module):
         if isinstance(self.chunk_pixels, str):
             if device.type != "cpu":
                 return _ON_GPU
-            return _WITH_AMX if has_amx() else _ON_PROCESSOR
+            half = torch.is_autocast_enabled("cpu")
+            return _WITH_AMX if half and has_amx() else _ON_PROCESSOR
         return self.chunk_pixels
 
     def pixels(self, coords: Tensor, z: Tensor) -> Tensor:

@@ -81,8 +81,6 @@ class PosteriorHead(nn.Module, ABC):
         self.terms = tuple(terms)
         #: Those in whose place training minimises another term.
         self.replaced = tuple(name for name, prior in priors.items() if prior.replaces_kl)
-        #: For how many training steps the weights of these rise, from nothing.
-        self.warmup_steps = {k: v.warmup_steps for k, v in priors.items() if v.warmup_steps}
 
     def params(self, features: Tensor) -> Tensor:
         """The posterior's parameters (B, ..., n), from features (B, ..., in_features)."""

@@ -24,9 +24,6 @@ class Prior(nn.Module, ABC):
     #: about a radian where that is wider.
     unit: float = 1.0
 
-    #: For how many training steps the weight of the divergence rises, from nothing.
-    warmup_steps: int = 0
-
     @abstractmethod
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, with shape (...), of values with shape (..., *event)."""

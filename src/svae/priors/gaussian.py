@@ -33,7 +33,7 @@ __all__ = [
 # Weights as wide as this are equal to 3e-4; so many turns hold all of them.
 _WIDEST, _TURNS = 4.0, 4
 
-#: How wide a posterior may be, in the unit of its parameters.
+#: How many times as wide as its prior a posterior may be.
 _WIDER = 10.0
 
 
@@ -75,7 +75,8 @@ class Gaussian(Prior):
         For an image unlike all others it may be so large that what is sampled is infinite. It is
         cut there, and its gradient is not, so that the divergence makes it smaller.
         """
-        cut = output + (output.clamp(max=math.log(_WIDER)) - output).detach()
+        widest = math.log(_WIDER * self.std / self.unit)
+        cut = output + (output.clamp(max=widest) - output).detach()
         return cut + math.log(self.unit)
 
     def kl(self, q: Normal) -> Tensor:

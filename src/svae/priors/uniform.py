@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from svae.checks import at_least
+from svae.checks import positive
 from svae.distributions import Normal, WrappedNormal
 from svae.priors.base import Prior
 from svae.priors.gaussian import AngleFromPoint, GaussianAngle
@@ -31,18 +31,18 @@ class UniformAngle(GaussianAngle):
 
     Arguments:
         std_deg: The standard deviation s of equation 3 in degrees (the paper: 180).
-        warmup_steps: For how many training steps the weight of equation 3 rises, from nothing (the
-            paper: 0). It pulls every posterior wider from the first step, and a generator that has
-            not learned anything has nothing to set against that: an angle that is spread over the
-            circle by then is not found again.
+        start_deg: How wide the posterior of an untrained network is in degrees, and the unit of the
+            network's outputs. Nothing holds the mean of a posterior under equation 3: where a step
+            of the optimiser moves it by a radian, it can run off around the circle, and equation
+            3 then spreads the angle over it. The published code starts from a radian.
     """
 
     posterior = WrappedNormal
 
-    def __init__(self, std_deg: float = 180.0, warmup_steps: int = 0) -> None:
+    def __init__(self, std_deg: float = 180.0, start_deg: float = math.degrees(1.0)) -> None:
         super().__init__(std_deg)
-        self.warmup_steps = at_least("warmup_steps", warmup_steps, 0)
-        self.unit = 1.0  # a mean may lie anywhere on the circle, however small s is
+        # However small s is: a mean may lie anywhere on the circle.
+        self.unit = math.radians(positive("start_deg", start_deg))
 
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.full_like(value, -math.log(2 * math.pi))

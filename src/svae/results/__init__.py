@@ -52,7 +52,9 @@ def results(cfg: DictConfig) -> Path:
         tail = "" if cfg.size == "small" else f"_{cfg.size}"
         page = Path(cfg.page or f"RESULTS{tail}.md")
         figures = Path(cfg.figures or f"docs/figures/results{tail}")
-        records = Path(cfg.records or f"docs/results/{cfg.size}")
+        # A trial with a page or runs of its own does not touch the project's records.
+        own = cfg.page is not None and Path(cfg.page).with_suffix("")
+        records = Path(cfg.records or (own or Path("docs/results")) / cfg.size)
         known = read_records(records, plan)  # damage is told before a night of runs, not after it
         check_ours(page)
         if cfg.run:
@@ -66,7 +68,7 @@ def results(cfg: DictConfig) -> Path:
     if cfg.run:
         found = {job: ran(job, folder) for job in wanted}
         if cfg.recorded:
-            found = with_records(found, known)
+            found = with_records(found, known, to_run=True)
         refused = {job: one.message for job, one in found.items() if one.state == "other"}
         for job, why in refused.items():
             log.warning("%s is left as it is: %s; move it away to run it", job.name, why)

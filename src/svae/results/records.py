@@ -72,17 +72,21 @@ def read_records(folder: Path, results: Iterable[str]) -> dict[str, Record]:
     return found
 
 
-def with_records(found: Mapping[Job, Ran], records: Records) -> dict[Job, Ran]:
-    """What became of runs, here or, where there is no directory, by their records.
+def with_records(
+    found: Mapping[Job, Ran], records: Records, *, to_run: bool = False
+) -> dict[Job, Ran]:
+    """What became of runs, here or, where they are not finished here, by their records.
 
     Arguments:
         found: What became of them here; each after the training that it needs.
         records: By the names of the runs.
+        to_run: Whether what is begun here is to be finished, whatever its record says.
     """
+    states = ("not run", "left out") if to_run else ("not run", "left out", "unfinished", "failed")
     known: dict[Job, Ran] = {}
     for job, one in found.items():
         record = records.get(job.name)
-        if record is not None and one.state in ("not run", "left out"):
+        if record is not None and one.state in states:
             one = _recorded(job, one, record, None if job.of is None else known[job.of])
         known[job] = one
     return known
@@ -113,6 +117,9 @@ def write_records(folder: Path, found: Mapping[Job, Ran]) -> dict[str, Record]:
     changed = False
     for result, here in results.items():
         kept = {name: record for name, record in known.items() if _result(name) == result}
+        for name in kept.keys() & here.keys():
+            if why := _changed(kept[name], here[name]):
+                log.warning("the record of %s is replaced by one with %s", name, why)
         text = _text(kept | here)
         if text != _text(kept):
             write_atomic(_path(folder, result), text)
@@ -121,6 +128,15 @@ def write_records(folder: Path, found: Mapping[Job, Ran]) -> dict[str, Record]:
     if changed:
         log.info("records written to: %s; commit them with the page", folder)
     return known
+
+
+def _changed(old: Record, new: Record) -> str:
+    """In which setting the run of a new record differs from that of the old one, if in any."""
+    names = sorted(old.settings.keys() & new.settings.keys())
+    for name in names:
+        if old.settings[name] != new.settings[name]:
+            return f"{name}={new.settings[name]!r}, not {old.settings[name]!r}"
+    return ""
 
 
 def _result(name: str) -> str:
