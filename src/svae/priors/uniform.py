@@ -31,10 +31,10 @@ class UniformAngle(GaussianAngle):
 
     Arguments:
         std_deg: The standard deviation s of equation 3 in degrees (the paper: 180).
-        start_deg: How wide the posterior of an untrained network is in degrees, and the unit of the
-            network's outputs. Nothing holds the mean of a posterior under equation 3: where a step
-            of the optimiser moves it by a radian, it can run off around the circle, and equation
-            3 then spreads the angle over it. The published code starts from a radian.
+        start_deg: How wide the posterior of an untrained network is in degrees, and the unit of
+            its outputs. Nothing holds the mean of a posterior under equation 3: where a step of
+            the optimiser moves it by a radian, it can run off around the circle, and equation 3
+            then spreads the angle over it. The published code starts from a radian.
     """
 
     posterior = WrappedNormal
