@@ -130,6 +130,16 @@ def test_what_is_begun_is_to_be_finished_and_the_page_has_its_record(tmp_path, s
     assert shown[TRAINING].recorded == shown[TESTED].recorded == broken_off
 
 
+def test_a_record_that_is_replaced_by_one_of_other_settings_is_told(tmp_path, caplog):
+    found = finished()
+    write_records(tmp_path, found)
+    write_records(tmp_path, found)
+    assert "replaced" not in caplog.text
+    other = replace(found[TRAINING], settings={**found[TRAINING].settings, "model.z_dim": 99})
+    write_records(tmp_path, found | {TRAINING: other})
+    assert "tiny/good/seed-1 is replaced by one with model.z_dim=99, not" in caplog.text
+
+
 def test_an_evaluation_is_of_the_training_that_is_known(tmp_path):
     found = finished()
     write_records(tmp_path, found)

@@ -306,6 +306,15 @@ def test_a_record_of_other_settings_is_told_and_the_run_begun(done, tmp_path, be
     assert "not run (its training tiny/good/seed-1 is not finished)" in plan.text()
 
 
+def test_a_trial_with_a_page_of_its_own_leaves_the_records_alone(done, tmp_path, monkeypatch):
+    plan = copied(done, tmp_path, TINY)
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    assert plan.run("run=false", "records=null") == 0
+    assert (tmp_path / "R" / "small" / "tiny.json").read_bytes() == done[0].record.read_bytes()
+    assert not list((tmp_path / "project").iterdir())
+
+
 def test_a_run_directory_wins_over_its_record_and_renews_it(done, tmp_path, capsys):
     """Of an evaluation, the training is then another."""
     plan = cloned(done, tmp_path, TINY)
