@@ -11,7 +11,7 @@ from svae.paths import conf_dir, data_dir
 from svae.results import _to_do
 from svae.results.page import write_page
 from svae.results.plan import Job, plan_of
-from svae.results.ran import Ran
+from svae.results.ran import Ran, difference
 from svae.results.records import read_records, with_records, write_records
 
 TRAINING = Job("tiny/good/seed-1", 1, ("dataset=rot_digits", "seed=1"))
@@ -128,6 +128,16 @@ def test_what_is_begun_is_to_be_finished_and_the_page_has_its_record(tmp_path, s
     shown = with_records(here, records)
     broken_off = state != "other"
     assert shown[TRAINING].recorded == shown[TESTED].recorded == broken_off
+
+
+def test_what_came_before_a_setting_is_not_what_its_default_is_now():
+    """But on a lattice, where nothing starts so, the setting tells nothing."""
+    overrides = "dataset=rot_digits", "prior=uniform", "seed=1"
+    job = Job("tiny/good/seed-1", 1, overrides)
+    assert difference(job, {"seed": 1}).startswith("prior.theta.start_deg=57.29")
+    assert not difference(job, {"seed": 1, "prior.theta.start_deg": 17.0})
+    lattice = Job("tiny/good/seed-1", 1, (*overrides, "model=target_vae"))
+    assert not difference(lattice, {"seed": 1})
 
 
 def test_a_record_that_is_replaced_by_one_of_other_settings_is_told(tmp_path, caplog):
