@@ -52,7 +52,7 @@ def results(cfg: DictConfig) -> Path:
         tail = "" if cfg.size == "small" else f"_{cfg.size}"
         page = Path(cfg.page or f"RESULTS{tail}.md")
         figures = Path(cfg.figures or f"docs/figures/results{tail}")
-        # A trial with a page or runs of its own does not touch the project's records.
+        # A trial with a page of its own does not touch the project's records.
         own = cfg.page is not None and Path(cfg.page).with_suffix("")
         records = Path(cfg.records or (own or Path("docs/results")) / cfg.size)
         known = read_records(records, plan)  # damage is told before a night of runs, not after it
