@@ -144,7 +144,7 @@ def test_a_record_that_is_replaced_by_one_of_other_settings_is_told(tmp_path, ca
     found = finished()
     write_records(tmp_path, found)
     write_records(tmp_path, found)
-    assert "replaced" not in caplog.text
+    assert "replaced by one" not in caplog.text
     other = replace(found[TRAINING], settings={**found[TRAINING].settings, "model.z_dim": 99})
     write_records(tmp_path, found | {TRAINING: other})
     assert "tiny/good/seed-1 is replaced by one with model.z_dim=99, not" in caplog.text

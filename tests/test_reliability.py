@@ -371,6 +371,7 @@ def test_memory_that_grows_is_told_from_memory_that_does_not():
 
 def test_memory_is_that_of_the_process():
     before = anonymous_mb(os.getpid())
-    held = bytearray(os.urandom(64_000_000))
-    assert 60 < anonymous_mb(os.getpid()) - before < 80
+    # More than a process may have kept of what was freed before.
+    held = bytearray(os.urandom(640_000_000))
+    assert 600 < anonymous_mb(os.getpid()) - before < 800
     del held
