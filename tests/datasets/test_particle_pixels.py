@@ -255,9 +255,8 @@ def test_values_that_are_too_large_are_told(normalize):
     try:
         found = Preparation(8, normalize, invert=False)(bumps(1, 16) * 1e37)
     except ValueError as error:
-        assert told in str(error)
-    else:
-        assert found.isfinite().all()
+        found = error
+    assert told in str(found) if isinstance(found, ValueError) else found.isfinite().all()
     images = bumps(1, 16)
     images[0, 0, :2] = torch.tensor([-3e38, 3e38])
     with pytest.raises(ValueError, match=told):
