@@ -39,8 +39,9 @@ def faults(keep, **settings):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc alone")
 def test_freed_memory_is_kept_unless_the_user_says_otherwise():
-    assert faults(keep=True) < 10
-    # Ten times 16 MB are 80 pages of 2 MB, or 40,000 of 4 kB.
-    assert faults(keep=True, MALLOC_MMAP_THRESHOLD_="100000") >= 50
-    assert faults(keep=True, GLIBC_TUNABLES="glibc.malloc.mmap_threshold=100000") >= 50
-    assert faults(keep=True, MALLOCATED="1", PYTHONMALLOC="malloc") < 10
+    # Ten times 16 MB are 80 pages of 2 MB or 40,000 of 4 kB; how the heap lies may cost a tenth.
+    given_back = faults(keep=True, MALLOC_MMAP_THRESHOLD_="100000")
+    assert given_back >= 50
+    assert faults(keep=True, GLIBC_TUNABLES="glibc.malloc.mmap_threshold=100000") > given_back / 2
+    for other in ({}, {"MALLOCATED": "1", "PYTHONMALLOC": "malloc"}):
+        assert faults(keep=True, **other) < given_back / 4

@@ -134,7 +134,7 @@ def test_what_came_before_a_setting_is_not_what_its_default_is_now():
     """But on a lattice, where nothing starts so, the setting tells nothing."""
     overrides = "dataset=rot_digits", "prior=uniform", "seed=1"
     job = Job("tiny/good/seed-1", 1, overrides)
-    assert difference(job, {"seed": 1}).startswith("prior.theta.start_deg=57.29")
+    assert difference(job, {"seed": 1}).startswith("prior.theta.start_deg='null', not 17")
     assert not difference(job, {"seed": 1, "prior.theta.start_deg": 17.0})
     lattice = Job("tiny/good/seed-1", 1, (*overrides, "model=target_vae"))
     assert not difference(lattice, {"seed": 1})
@@ -230,5 +230,7 @@ def test_damage_is_told_with_the_file(tmp_path, text):
 
 
 def test_the_records_of_this_repository_can_be_read():
-    for folder in Path(conf_dir()).parent.glob("docs/results/*"):
+    folders = list(Path(__file__).parents[1].glob("docs/results/*"))
+    assert folders
+    for folder in folders:
         assert read_records(folder, [path.stem for path in folder.glob("*.json")])

@@ -18,10 +18,11 @@ __all__ = [
     "memory_at_hand",
 ]
 
-#: glibc's `mallopt`: the size in bytes from which on memory is taken from the system alone and
-#: given back when it is freed (older versions take half of that at most), and what may be free at
-#: the end of the heap before that is.
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 2**26), (-1, 2**30)
+#: Parameters of glibc's `mallopt`, and their values in bytes: from which size on memory is taken
+#: from the system by itself and given back when it is freed (older versions take half of ours at
+#: most), and how much may be free at the end of the heap before that is given back.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_KEPT_ALONE, _KEPT_FREE = 2**26, 2**30
 
 
 def accelerator_at_hand() -> str:
@@ -66,10 +67,9 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # other systems, other libraries
         return
-    parameter, size = _MMAP_THRESHOLD
-    # Where neither is taken, to set the other would stop glibc from finding a size of its own.
-    if mallopt(parameter, size) or mallopt(parameter, size // 2):
-        mallopt(*_TRIM_THRESHOLD)
+    # Where neither size is taken, setting the other would stop glibc from finding one of its own.
+    if any(mallopt(_MMAP_THRESHOLD, size) for size in (_KEPT_ALONE, _KEPT_ALONE // 2)):
+        mallopt(_TRIM_THRESHOLD, _KEPT_FREE)
 
 
 def memory_at_hand(accelerator: str) -> int:

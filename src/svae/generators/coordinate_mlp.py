@@ -29,8 +29,7 @@ __all__ = ["CoordinateMLP"]
 #: Pixels in a chunk: on a processor as many as fit its cache, in bfloat16 with AMX as many as take
 #: long enough beside the calls, on a GPU as give it enough to do.
 _ON_PROCESSOR, _WITH_AMX, _ON_GPU = 4096, 2**14, 2**18
-#: Numbers that Fourier features are computed of at once, in float32 and with no need to wait for
-#: memory.
+#: Fourier features that are computed at once on a processor: in float32 they fit its cache.
 _NUMBERS_AT_ONCE = 2**20
 
 
@@ -82,10 +81,9 @@ class _Cosine(torch.autograd.Function):
         flat = x.flatten(0, -2)
         cosine = x.new_empty(len(flat), len(weight), dtype=dtype)
         sine = torch.empty_like(cosine) if any(ctx.needs_input_grad) else None
-        # In parts that stay in a processor's cache.
-        rows = max(1, _NUMBERS_AT_ONCE // len(weight)) if x.device.type == "cpu" else len(flat)
+        rows = max(1, _NUMBERS_AT_ONCE // len(weight) if x.device.type == "cpu" else len(flat))
         with torch.autocast(x.device.type, enabled=False):
-            for start in range(0, len(flat), max(1, rows)):
+            for start in range(0, len(flat), rows):
                 part = slice(start, start + rows)
                 phase = linear(flat[part], weight, bias)
                 if sine is not None:

@@ -32,17 +32,17 @@ class UniformAngle(GaussianAngle):
     Arguments:
         std_deg: The standard deviation s of equation 3 in degrees (the paper: 180).
         start_deg: How wide the posterior of an untrained network is in degrees, and the unit of
-            its outputs. Nothing holds the mean of a posterior under equation 3: where a step of
-            the optimiser moves it by a radian, it can run off around the circle, and equation 3
-            then spreads the angle over it. The published code starts from a radian.
+            its outputs; a radian if null, as in the published code. Nothing holds the mean of a
+            posterior under equation 3: where a step of the optimiser moves it by a radian, it can
+            run off around the circle, and equation 3 then spreads the angle over it.
     """
 
     posterior = WrappedNormal
 
-    def __init__(self, std_deg: float = 180.0, start_deg: float = math.degrees(1.0)) -> None:
+    def __init__(self, std_deg: float = 180.0, start_deg: float | None = None) -> None:
         super().__init__(std_deg)
         # However small s is: a mean may lie anywhere on the circle.
-        self.unit = math.radians(positive("start_deg", start_deg))
+        self.unit = 1.0 if start_deg is None else math.radians(positive("start_deg", start_deg))
 
     def log_prob(self, value: Tensor) -> Tensor:
         return torch.full_like(value, -math.log(2 * math.pi))

@@ -53,8 +53,8 @@ def results(cfg: DictConfig) -> Path:
         page = Path(cfg.page or f"RESULTS{tail}.md")
         figures = Path(cfg.figures or f"docs/figures/results{tail}")
         # A trial with a page of its own does not touch the project's records.
-        own = cfg.page is not None and Path(cfg.page).with_suffix("")
-        records = Path(cfg.records or (own or Path("docs/results")) / cfg.size)
+        beside = Path("docs/results") if cfg.page is None else page.with_suffix("")
+        records = Path(cfg.records or beside / cfg.size)
         known = read_records(records, plan)  # damage is told before a night of runs, not after it
         check_ours(page)
         if cfg.run:

@@ -22,13 +22,13 @@ from svae.sweep import as_value
 from svae.sweep.runs import DAMAGE, LOADER, Value, composed_settings
 from svae.sweep.swept import is_seed
 
-__all__ = ["NO_BAR", "Ran", "arguments", "check", "difference", "ran"]
+__all__ = ["NO_BAR", "Ran", "arguments", "check", "difference", "first_difference", "ran"]
 
 #: What every run is given beside its overrides.
 NO_BAR = "trainer.enable_progress_bar=false"
 
 #: What settings were, in effect, before there were such settings.
-BEFORE: dict[str, Value] = {"prior.theta.start_deg": 57.29577951308232}
+BEFORE: dict[str, Value] = {"prior.theta.start_deg": "null"}
 
 State = Literal["finished", "unfinished", "failed", "other", "not run", "left out"]
 
@@ -139,8 +139,13 @@ def difference(job: Job, settings: Mapping[str, Value]) -> str:
     asked = {**_composed("train", _without_seed(job)), "seed": job.seed}
     # A setting that came later with another default than what was done before. On a lattice, which
     # has no equation 3, it makes no difference.
-    if str(asked.get("model.posterior._target_")).endswith("MeanField"):
+    if asked.get("model.posterior._target_") == "svae.posteriors.MeanField":
         settings = BEFORE | dict(settings)
+    return first_difference(settings, asked)
+
+
+def first_difference(settings: Mapping[str, Value], asked: Mapping[str, Value]) -> str:
+    """`name=one, not another` of the first setting that differs among those that both have."""
     for name in sorted(settings.keys() & asked.keys()):
         if settings[name] != asked[name] and (name == "seed" or not is_seed(name)):
             return f"{name}={settings[name]!r}, not {asked[name]!r}"

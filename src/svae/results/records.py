@@ -16,7 +16,7 @@ from svae.errors import one_line
 from svae.files import write_atomic
 from svae.paths import data_dir
 from svae.results.plan import DATA, Job
-from svae.results.ran import Ran, difference
+from svae.results.ran import Ran, difference, first_difference
 from svae.sweep.runs import Value
 from svae.sweep.swept import is_seed
 
@@ -118,8 +118,8 @@ def write_records(folder: Path, found: Mapping[Job, Ran]) -> dict[str, Record]:
     for result, here in results.items():
         kept = {name: record for name, record in known.items() if _result(name) == result}
         for name in kept.keys() & here.keys():
-            if why := _changed(kept[name], here[name]):
-                log.warning("the record of %s is replaced by one with %s", name, why)
+            if other := first_difference(here[name].settings, kept[name].settings):
+                log.warning("the record of %s is replaced by one with %s", name, other)
         text = _text(kept | here)
         if text != _text(kept):
             write_atomic(_path(folder, result), text)
@@ -128,15 +128,6 @@ def write_records(folder: Path, found: Mapping[Job, Ran]) -> dict[str, Record]:
     if changed:
         log.info("records written to: %s; commit them with the page", folder)
     return known
-
-
-def _changed(old: Record, new: Record) -> str:
-    """In which setting the run of a new record differs from that of the old one, if in any."""
-    names = sorted(old.settings.keys() & new.settings.keys())
-    for name in names:
-        if old.settings[name] != new.settings[name]:
-            return f"{name}={new.settings[name]!r}, not {old.settings[name]!r}"
-    return ""
 
 
 def _result(name: str) -> str:
