@@ -605,7 +605,9 @@ def test_bounds_of_a_lattice_of_poses(make_model, generated, sampling, points, p
         outer = torch.randn(BATCH, dtype=torch.float64)
     found = bounds_and_gradients(model, image, outer)
     evaluated = sum(count for count, _ in generated)
-    assert evaluated == points * BATCH * (pixels or 49) * (1 if alike else 2)
+    scored = points * BATCH * (pixels or 49)
+    # What fits one chunk is kept, and not computed again.
+    assert evaluated == scored * (1 if alike or scored <= 60 else 2)
     model.log_likelihood = lambda image, latents, pixels, weights: plain(
         model, image, latents, pixels
     )

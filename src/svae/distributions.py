@@ -117,7 +117,7 @@ class WrappedNormal(Normal):
 
     def _wide_entropy(self) -> Tensor:
         """Cubic interpolation in a table: a lattice has a million of them."""
-        nodes = _entropies().to(self.log_scale)
+        nodes = _entropies(self.log_scale.dtype, self.log_scale.device)
         place = (self.log_scale - math.log(_NARROW)) / _NODE
         place = place.clamp(1, len(nodes) - 3)
         first = place.detach().floor().long().clamp(max=len(nodes) - 4)
@@ -133,7 +133,8 @@ _NARROW, _NODE = 0.4, 0.004
 
 
 @lru_cache
-def _entropies() -> Tensor:
+@torch.inference_mode(False)  # what is kept here has to serve training too
+def _entropies(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The entropy of wrapped normal angles from `_NARROW` to where they are uniform, by steps."""
     count = math.ceil(math.log(WrappedNormal._WIDEST / _NARROW) / _NODE) + 4
     log_scale = math.log(_NARROW) + _NODE * torch.arange(count, dtype=torch.float64)
@@ -141,4 +142,5 @@ def _entropies() -> Tensor:
     wide = WrappedNormal(torch.zeros(count, 1, dtype=torch.float64), log_scale.unsqueeze(-1))
     log_density = wide.log_prob(angles.expand(count, -1))
     # The trapezoidal rule converges exponentially on a periodic function.
-    return -(log_density.exp() * log_density).mean(-1) * 2 * math.pi
+    entropies = -(log_density.exp() * log_density).mean(-1) * 2 * math.pi
+    return entropies.to(device, dtype)

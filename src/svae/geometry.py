@@ -22,6 +22,7 @@ clockwise: their angle is `-theta`. spatial-VAE (eq. 2) rotates first and adds i
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -97,6 +98,13 @@ def to_object_frame(
     return points if log_scale is None else points * torch.exp(-log_scale)[..., None, None]
 
 
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept here has to serve training too
+def _grid_like(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`pixel_grid`, once: a GPU is waited for by what is copied to it."""
+    return pixel_grid(height, width).to(device, dtype)
+
+
 def transform_image(
     image: Tensor, theta: Tensor, shift: Tensor, log_scale: Tensor | None = None
 ) -> Tensor:
@@ -113,13 +121,13 @@ def transform_image(
         The images, with shape (B, C, H, W).
     """
     _, _, height, width = image.shape
-    grid = pixel_grid(height, width).to(image)
+    grid = _grid_like(height, width, image.dtype, image.device)
     log_scale = None if log_scale is None else log_scale.to(image)
     source = to_object_frame(grid, theta.to(image), shift.to(image), log_scale)
     # `grid_sample` wants y down and each axis in units of its own half side.
-    half = torch.tensor([width - 1, height - 1], dtype=image.dtype, device=image.device)
-    half = half.clamp(min=1) * pixel_size(height, width) / 2
-    source = source / half * torch.tensor([1, -1], dtype=image.dtype, device=image.device)
+    unit = pixel_size(height, width) / 2
+    x, y = source.unbind(-1)
+    source = torch.stack((x / (max(width - 1, 1) * unit), y / (-max(height - 1, 1) * unit)), -1)
     source = source.unflatten(-2, (height, width))
     return grid_sample(image, source, mode="bilinear", padding_mode="zeros", align_corners=True)
 

@@ -37,7 +37,9 @@ def fast_precision(accelerator: str) -> str:
     than in float32.
     """
     if accelerator in ("gpu", "cuda"):
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+        return (
+            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+        )
     if accelerator == "cpu" and (has_amx() or _cpu_has("avx512_bf16")):
         return "bf16-mixed"
     return "32-true"

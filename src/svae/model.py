@@ -256,7 +256,8 @@ class SpatialVAE(nn.Module):
     def _params(self, image: Tensor) -> Tensor:
         """The parameters of the posterior of images."""
         # An encoder of patches needs many times the memory of its images.
-        parts = image.split(getattr(self.encoder, "images_at_once", len(image)))
+        decide = getattr(self.encoder, "images_at_once", None)
+        parts = [image] if decide is None else image.split(decide(image.device))
         return torch.cat([self.posterior.params(self.encoder(part)) for part in parts])
 
     def _posterior(self, image: Tensor, noise: Noise | None = None) -> Posterior:
@@ -417,6 +418,8 @@ class SpatialVAE(nn.Module):
             # Whole images, of which the generator keeps no more than what it decodes.
             length = len(self.grid)
             at_once = max(at_once, length)
+        if count * batch * length <= at_once:  # one chunk: there is no memory to save
+            return score(flat, slice(None), slice(None)).unflatten(0, (count, batch))
         parameters = [*self.generator.parameters(), *self.likelihood.parameters()]
         value = log_likelihood_in_chunks(
             score,
@@ -526,7 +529,7 @@ class SpatialVAE(nn.Module):
                 value = value + prior.log_prob(wrap_angle(place) if name == "theta" else place)
             return value
 
-        units = {name: prior.unit for name, prior in self.priors.items()}
+        units = {name: prior.width for name, prior in self.priors.items()}
         return refine(
             start,
             units,

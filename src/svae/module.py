@@ -89,6 +89,8 @@ class VAEModule(pl.LightningModule):
         self.spikes = None if max_gradient_spike is None else SpikeLimit(max_gradient_spike)
         self._finite = FiniteCheck()
         self._newest: Batch = {}
+        #: The objective of each image of the newest batch, (B,), for whoever shows it.
+        self.newest_objective: Tensor | None = None
 
         # Where a prior trains on another term than its divergence, both are logged.
         self.replaced = model.posterior.replaced
@@ -135,7 +137,7 @@ class VAEModule(pl.LightningModule):
         self._update("train", elbo, objective=objective)
         self._finite.add_loss(batch["index"], objective)
         self._newest = batch
-        self.log("objective", objective.detach().mean(), prog_bar=True, logger=False)
+        self.newest_objective = objective.detach()
         if self.trainer.is_last_batch:
             # Here and not at the epoch's end: callbacks come before the module there.
             self._log_means("train")

@@ -1,6 +1,6 @@
 """Pieces that several networks share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -31,8 +31,9 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
 }
 
-# So many feature vectors fit the cache.
-_ROWS = 16_384
+# So many feature vectors are multiplied at once in float32: on a processor they fit its cache, and
+# on a GPU they are what others are beside.
+_ROWS, _ROWS_ON_GPU = 2**14, 2**21
 
 _SLOPE = nn.LeakyReLU().negative_slope
 
@@ -194,13 +195,18 @@ class Fused(torch.autograd.Function):
         return of_x, of_weight, grad.sum(0) if wants_bias else None, None
 
 
+def _in_parts(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Some rows of all of them at a time."""
+    size = _ROWS if rows[0].device.type == "cpu" else _ROWS_ON_GPU
+    return zip(*(some.split(size) for some in rows), strict=True)
+
+
 class _Precise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         y = weight.new_empty(*x.shape[:-1], len(weight))
-        rows = zip(y.flatten(0, -2).split(_ROWS), x.flatten(0, -2).split(_ROWS), strict=True)
-        for some_y, some_x in rows:
+        for some_y, some_x in _in_parts(y.flatten(0, -2), x.flatten(0, -2)):
             torch.addmm(bias, some_x.to(weight), weight.t(), out=some_y)
         return y
 
@@ -211,8 +217,8 @@ class _Precise(torch.autograd.Function):
         of_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         of_weight = torch.zeros_like(weight)
         grad = grad.flatten(0, -2)
-        flat = x.flatten(0, -2), of_x.view(-1, x.shape[-1]), grad
-        for some_x, some_of_x, some in zip(*(t.split(_ROWS) for t in flat), strict=True):
+        parts = _in_parts(x.flatten(0, -2), of_x.view(-1, x.shape[-1]), grad)
+        for some_x, some_of_x, some in parts:
             some_of_x.copy_(some.to(x) @ weight.to(x))
             of_weight.addmm_(some.t(), some_x.to(weight))
         return of_x, of_weight, grad.sum(0)

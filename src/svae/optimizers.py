@@ -61,7 +61,8 @@ class Muon(Optimizer):
         params = list(params)
         others = [p for p in params if not is_between_hidden(p)]
         # An optimiser needs a parameter, and Adam keeps what it needs in its group.
-        self._adam = Adam(others or [nn.Parameter(torch.zeros(0))], lr)
+        fused = any(p.is_cuda for p in others) or None  # None: as torch chooses
+        self._adam = Adam(others or [nn.Parameter(torch.zeros(0))], lr, fused=fused)
         group = {**self._adam.param_groups[0], "params": others}
         matrices = [p for p in params if is_between_hidden(p)]
         chosen = {"lr": lr, "momentum": momentum, "iterations": iterations}

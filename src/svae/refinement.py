@@ -31,7 +31,7 @@ from svae.latents import Latents
 __all__ = ["refine"]
 
 #: The most that one step changes a variable: an angle in radians, a shift in grid units, any
-#: other in the unit of its prior. Farther away begins another basin, or what J knows nothing of.
+#: other in the width of its prior. Farther away begins another basin, or what J knows nothing of.
 _FARTHEST = {"theta": math.pi / 16, "shift": 0.1}
 
 # The length of a finite difference, in units.

@@ -110,10 +110,12 @@ def concentration_of(std: float) -> float:
 
 
 @lru_cache
-def _rule() -> tuple[Tensor, Tensor]:
+@torch.inference_mode(False)  # what is kept here has to serve training too
+def _rule(device: torch.device) -> tuple[Tensor, Tensor]:
     """Places in (0, 1) and weights of Gauss and Legendre's rule."""
     places, weights = np.polynomial.legendre.leggauss(_NODES)
-    return torch.from_numpy((places + 1) / 2), torch.from_numpy(weights / 2)
+    rule = torch.from_numpy((places + 1) / 2), torch.from_numpy(weights / 2)
+    return rule[0].to(device), rule[1].to(device)
 
 
 def _integral(low: Tensor, high: Tensor, kappa: Tensor, moment: bool) -> Tensor:
@@ -122,7 +124,7 @@ def _integral(low: Tensor, high: Tensor, kappa: Tensor, moment: bool) -> Tensor:
     Arguments:
         moment: Whether times :math:`\cos t - A(\kappa)`.
     """
-    places, weights = (part.to(kappa.device) for part in _rule())
+    places, weights = _rule(kappa.device)
     width = (high - low).unsqueeze(-1)
     t = low.unsqueeze(-1) + width * places
     kappa = kappa.unsqueeze(-1)

@@ -4,6 +4,7 @@ from svae.callbacks.between_steps import BetweenSteps, Interrupted
 from svae.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint
 from svae.callbacks.figures import Figures
 from svae.callbacks.metrics_csv import MetricsCSV
+from svae.callbacks.progress_bar import ProgressBar
 from svae.callbacks.pruning import MedianPruning
 from svae.callbacks.timing import Timing
 
@@ -16,5 +17,6 @@ __all__ = [
     "LastCheckpoint",
     "MedianPruning",
     "MetricsCSV",
+    "ProgressBar",
     "Timing",
 ]

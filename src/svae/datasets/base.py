@@ -165,6 +165,8 @@ class EpochBatches(Sampler[Tensor]):
         self.rank, self.world_size, self.epoch = rank, world_size, 0
         #: How many batches of the epoch were served, and how many the next iteration leaves out.
         self.served, self.skipped = 0, 0
+        #: Where the rows are wanted: an order is brought there as a whole, and not by batches.
+        self.device = torch.device("cpu")
         self.batches = -(-rows // at_least("batch_size", batch_size, 1))
         if rows // self.batches < world_size:
             raise ValueError(
@@ -189,7 +191,7 @@ class EpochBatches(Sampler[Tensor]):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.rows, generator=generator)
         self.served, self.skipped = self.skipped, 0
-        for rows in order.tensor_split(self.batches)[self.served :]:
+        for rows in order.to(self.device).tensor_split(self.batches)[self.served :]:
             self.served += 1
             yield rows[self.rank :: self.world_size]
 
@@ -406,6 +408,8 @@ class ImageDataModule(pl.LightningDataModule):
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
         )
+        if isinstance(source, InMemory):
+            sampler.device = source.tensors["index"].device
         loader = Loader(source, sampler, 0 if isinstance(source, InMemory) else self.workers)
         if train:
             sampler.skipped, self._served = self._served, 0

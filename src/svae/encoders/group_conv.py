@@ -37,10 +37,11 @@ from svae.networks import (
 
 __all__ = ["GroupConv"]
 
-# Numbers in the patches of the images that are multiplied at once: what fits the cache.
-_PATCHES_AT_ONCE = 4_000_000
+# Numbers in the patches of the images that are multiplied at once: on a processor what fits its
+# cache, on a GPU what gives it enough to do.
+_PATCHES_AT_ONCE, _PATCHES_ON_GPU = 4_000_000, 2**28
 # Numbers in the features of the images that are encoded at once.
-_NUMBERS_AT_ONCE = 64_000_000
+_NUMBERS_AT_ONCE, _NUMBERS_ON_GPU = 64_000_000, 2**29
 
 
 class GroupConv(nn.Module):
@@ -122,8 +123,11 @@ class GroupConv(nn.Module):
         self.lattice = Lattice.centred(rotations, (rows, columns), spacing)
         #: How many numbers a training step keeps for each image.
         self.numbers_per_image = rows * columns * group_order * channels * layers
-        #: How many images are best encoded at a time.
-        self.images_at_once = max(1, _NUMBERS_AT_ONCE // self.numbers_per_image)
+
+    def images_at_once(self, device: torch.device) -> int:
+        """How many images are best encoded at a time."""
+        numbers = _NUMBERS_AT_ONCE if device.type == "cpu" else _NUMBERS_ON_GPU
+        return max(1, numbers // self.numbers_per_image)
 
     def extra_repr(self) -> str:
         rows, columns = self.lattice.shape
@@ -225,7 +229,8 @@ def _parts(image: Tensor, kernel: int, stride: int) -> Iterator[tuple[Tensor, sl
     """A few of the images (B, C, H, W) at a time, and their rows; of no images, one part."""
     channels, height, width = image.shape[1:]
     positions = ((height - kernel) // stride + 1) * ((width - kernel) // stride + 1)
-    count = max(1, _PATCHES_AT_ONCE // (positions * channels * kernel**2))
+    numbers = _PATCHES_AT_ONCE if image.device.type == "cpu" else _PATCHES_ON_GPU
+    count = max(1, numbers // (positions * channels * kernel**2))
     for start in range(0, max(1, len(image)), count):
         rows = slice(start, start + count)
         yield image[rows], rows

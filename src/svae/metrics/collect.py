@@ -1,6 +1,7 @@
 """What is gathered image by image over batches and processes."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -96,6 +97,12 @@ class PerImage(Metric):
             super()._sync_dist(dist_sync_fn, process_group)
 
 
+@lru_cache(maxsize=32)
+def _mask(known: tuple[bool, ...], device: torch.device) -> Tensor:
+    """1 for what is known, int64: once, as a GPU is waited for by what is copied to it."""
+    return torch.tensor(known, dtype=torch.int64, device=device)
+
+
 class MeanPerImage(Metric):
     """Means over all images of all processes, exact for batches of any sizes.
 
@@ -131,15 +138,15 @@ class MeanPerImage(Metric):
         if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
             raise ValueError(f"values: expected one shape (B,) for every name, got {shapes}")
 
-        zero = self.sums.new_zeros(())
-        sums = [
-            values[name].detach().to(self.sums).sum() if name in values else zero
-            for name in self.names
-        ]
-        counts = [len(values.get(name, ())) for name in self.names]
+        if not values:
+            return
+        first = next(iter(values.values()))
+        known = tuple(name in values for name in self.names)
+        none = torch.zeros_like(first)
+        rows = [values.get(name, none).detach().to(self.sums) for name in self.names]
         # Not in place: a sum made in inference mode could not be changed outside it.
-        self.sums = self.sums + torch.stack(sums)
-        self.counts = self.counts + torch.tensor(counts, device=self.counts.device)
+        self.sums = self.sums + torch.stack(rows).sum(1)
+        self.counts = self.counts + len(first) * _mask(known, self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
         """The means, by name; names that no update gave are left out."""

@@ -24,6 +24,9 @@ class Prior(nn.Module, ABC):
     #: about a radian where that is wider.
     unit: float = 1.0
 
+    #: About how far values lie from its middle, or a radian where that is less.
+    width: float = 1.0
+
     @abstractmethod
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, with shape (...), of values with shape (..., *event)."""

@@ -55,7 +55,7 @@ class Gaussian(Prior):
         self.dims = at_least("dims", dims, 0)
         self.std = positive("std", std)
         self.num_params = 2 * dims
-        self.unit = self.std
+        self.unit = self.width = self.std
 
     def extra_repr(self) -> str:
         return f"dims={self.dims}, std={self.std:.4g}"
@@ -105,7 +105,7 @@ class GaussianAngle(Gaussian):
         super().__init__(dims=1, std=math.radians(positive("std_deg", std_deg)))
         # At most a radian, as in the published code: sampled over the whole circle, the angle of
         # an untrained network would hide what there is to learn, and its width has no way back.
-        self.unit = min(self.std, 1.0)
+        self.unit = self.width = min(self.std, 1.0)
 
     def on_lattice(self, points: Tensor) -> tuple[Tensor, Prior | None]:
         """Normal deviations from equally spaced `points` (..., M), in radians.
@@ -137,7 +137,7 @@ class AngleFromPoint(GaussianAngle):
 
     def __init__(self, std: float) -> None:
         super().__init__(math.degrees(std))
-        self.unit = self.std
+        self.unit = self.width = self.std
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density on the circle in nats per radian; shapes as in `Prior`."""
@@ -196,11 +196,21 @@ class GaussianShift(Gaussian):
     Arguments:
         std_px: The standard deviation in pixels along each axis.
         image_shape: The shape of the images, (C, H, W): how large a pixel is.
+        start_px: How wide the posterior of an untrained network is in pixels, and the unit of its
+            outputs. Null: `std_px`, but no more than a twentieth of the longer side, which is
+            spatial-VAE's 1.4 px of 28. Sampled all over the image, the position of an untrained
+            network hides what there is to learn.
     """
 
-    def __init__(self, std_px: float, image_shape: Sequence[int]) -> None:
+    def __init__(
+        self, std_px: float, image_shape: Sequence[int], start_px: float | None = None
+    ) -> None:
         _, height, width = image_shape_of(image_shape)
-        super().__init__(dims=2, std=positive("std_px", std_px) * pixel_size(height, width))
+        pixel = pixel_size(height, width)
+        super().__init__(dims=2, std=positive("std_px", std_px) * pixel)
+        if start_px is None:
+            start_px = min(std_px, max(height, width) / 20)
+        self.unit = positive("start_px", start_px) * pixel
 
 
 class GaussianLogScale(Gaussian):

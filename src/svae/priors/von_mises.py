@@ -63,7 +63,8 @@ class VonMisesAngle(Prior):
         return self._at(value).log_prob(value)
 
     def family(self, params: Tensor, around: Tensor | float = 0.0) -> VonMises:
-        x, y = (params.double() + params.new_tensor([self.start, 0.0])).unbind(-1)
+        x, y = params.double().unbind(-1)
+        x = x + self.start
         length = torch.sqrt(x**2 + y**2 + _SHORTEST**2)
         # The gradient of an angle is one over the length: none where there is no direction.
         nowhere = length < 2 * _SHORTEST
