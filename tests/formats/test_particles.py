@@ -223,6 +223,14 @@ def test_a_csg_is_the_cs_files_that_it_lists(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"J8.csg: there is no such file"):
         read_particles(folder / "J8.csg")
 
+    metafiles["ctf"] = ">J9_particles.cs"
+    path = group()
+    (folder / "J7_passthrough_particles.cs").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"J7.csg: it lists J7_pass.*, and there is no file"
+    ):
+        read_particles(path)
+
 
 def test_pixels_of_several_sizes_are_told(star, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):

@@ -106,7 +106,7 @@ def read_group(path: Path) -> tuple[Path, Path | None]:
         The file, and the one with the fields that were passed through, where there are two.
 
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or one that it lists is not there.
         ValueError: It is no `.csg` file, or lists none or more than two.
     """
     try:
@@ -123,6 +123,12 @@ def read_group(path: Path) -> tuple[Path, Path | None]:
             f"{path}: expected one or two .cs files in it, found {len(files)}{names}; give one as "
             "dataset.path and one as dataset.passthrough"
         )
+    for name in files:
+        if not (path.parent / name).is_file():
+            raise FileNotFoundError(
+                f"{path}: it lists {name}, and there is no file {path.parent / name}; copy the .cs "
+                "files of a group with it"
+            )
     return path.parent / files[0], path.parent / files[1] if len(files) == 2 else None
 
 
