@@ -126,7 +126,7 @@ def read_group(path: Path) -> tuple[Path, Path | None]:
     for name in files:
         if not (path.parent / name).is_file():
             raise FileNotFoundError(
-                f"{path}: it lists {name}, and there is no file {path.parent / name}; copy the .cs "
+                f"{path}: it lists {name}, and there is no {path.parent / name}; copy the .cs "
                 "files of a group with it"
             )
     return path.parent / files[0], path.parent / files[1] if len(files) == 2 else None
