@@ -42,12 +42,12 @@ class Copies(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Iterator[None]:
     """Constants of other tests have numbers, and those of these tests have none."""
-    kept = geometry._grid_like, distributions._entropies, von_mises._rule, collect._mask
+    kept = geometry._grid_on, distributions._entropies, von_mises._rule, collect._mask
     for one in kept:
-        one.cache_clear()
+        one.forget()
     yield
     for one in kept:
-        one.cache_clear()
+        one.forget()
 
 
 def model_for(*overrides):

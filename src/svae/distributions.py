@@ -5,12 +5,12 @@ noise, scores values, and knows its mode and its standard deviation.
 """
 
 import math
-from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from svae.constants import Constant
 from svae.geometry import wrap_angle
 from svae.noise import Noise
 
@@ -132,8 +132,7 @@ class WrappedNormal(Normal):
 _NARROW, _NODE = 0.4, 0.004
 
 
-@lru_cache
-@torch.inference_mode(False)  # what is kept here has to serve training too
+@Constant
 def _entropies(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The entropy of wrapped normal angles from `_NARROW` to where they are uniform, by steps."""
     count = math.ceil(math.log(WrappedNormal._WIDEST / _NARROW) / _NODE) + 4

@@ -22,11 +22,12 @@ clockwise: their angle is `-theta`. spatial-VAE (eq. 2) rotates first and adds i
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
+
+from svae.constants import Constant
 
 __all__ = [
     "centre_of_mass",
@@ -98,10 +99,8 @@ def to_object_frame(
     return points if log_scale is None else points * torch.exp(-log_scale)[..., None, None]
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept here has to serve training too
-def _grid_like(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`pixel_grid`, once: a GPU is waited for by what is copied to it."""
+@Constant
+def _grid_on(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return pixel_grid(height, width).to(device, dtype)
 
 
@@ -121,7 +120,7 @@ def transform_image(
         The images, with shape (B, C, H, W).
     """
     _, _, height, width = image.shape
-    grid = _grid_like(height, width, image.dtype, image.device)
+    grid = _grid_on(height, width, image.dtype, image.device)
     log_scale = None if log_scale is None else log_scale.to(image)
     source = to_object_frame(grid, theta.to(image), shift.to(image), log_scale)
     # `grid_sample` wants y down and each axis in units of its own half side.

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from svae.constants import Constant
 from svae.geometry import wrap_angle
 from svae.noise import Noise
 
@@ -109,8 +110,7 @@ def concentration_of(std: float) -> float:
     return math.exp(high)
 
 
-@lru_cache
-@torch.inference_mode(False)  # what is kept here has to serve training too
+@Constant
 def _rule(device: torch.device) -> tuple[Tensor, Tensor]:
     """Places in (0, 1) and weights of Gauss and Legendre's rule."""
     places, weights = np.polynomial.legendre.leggauss(_NODES)

@@ -1,7 +1,6 @@
 """What is gathered image by image over batches and processes."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,6 +9,8 @@ from torch.distributed import all_gather_object, get_world_size
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 from torchmetrics.utilities.distributed import gather_all_tensors
+
+from svae.constants import Constant
 
 __all__ = ["MeanPerImage", "PerImage"]
 
@@ -97,9 +98,9 @@ class PerImage(Metric):
             super()._sync_dist(dist_sync_fn, process_group)
 
 
-@lru_cache(maxsize=32)
+@Constant
 def _mask(known: tuple[bool, ...], device: torch.device) -> Tensor:
-    """1 for what is known, int64: once, as a GPU is waited for by what is copied to it."""
+    """1 for what is known, int64."""
     return torch.tensor(known, dtype=torch.int64, device=device)
 
 
