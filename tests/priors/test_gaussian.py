@@ -85,12 +85,12 @@ def test_widths_are_in_degrees_and_pixels():
 
 
 @pytest.mark.parametrize(
-    ("std_px", "start_px", "side", "expected"),
-    [(1.4, None, 28, 1.4), (14.0, None, 28, 1.4), (5.0, None, 50, 2.5), (14.0, 14.0, 28, 14.0)],
+    ("std_px", "fraction", "side", "expected"),
+    [(1.4, 0.05, 28, 1.4), (14.0, 0.05, 28, 1.4), (5.0, 0.05, 50, 2.5), (14.0, None, 28, 14.0)],
 )
-def test_positions_start_narrow_under_a_wide_prior(std_px, start_px, side, expected):
+def test_positions_start_narrow_under_a_wide_prior(std_px, fraction, side, expected):
     """Spread over the image, the position of an untrained network hides what there is to learn."""
-    prior = GaussianShift(std_px, (1, side - 3, side), start_px)
+    prior = GaussianShift(std_px, (1, side - 3, side), fraction)
     q = prior.family(torch.zeros(1, 4, dtype=DOUBLE))
     assert_close(q.scale, torch.full((1, 2), expected * 2 / (side - 1), dtype=DOUBLE))
     mean = prior.family(torch.ones(1, 4, dtype=DOUBLE)).loc
@@ -124,7 +124,7 @@ def test_content_of_length_zero_has_no_divergence():
         (lambda: GaussianLogScale(0.0), "std"),
         (lambda: GaussianShift(float("nan"), (1, 28, 28)), "std_px"),
         (lambda: GaussianShift(1.4, (28, 28)), "image_shape"),
-        (lambda: GaussianShift(1.4, (1, 28, 28), start_px=0.0), "start_px"),
+        (lambda: GaussianShift(1.4, (1, 28, 28), start_fraction=0.0), "start_fraction"),
     ],
 )
 def test_values_out_of_range_are_named(make, message):

@@ -196,21 +196,22 @@ class GaussianShift(Gaussian):
     Arguments:
         std_px: The standard deviation in pixels along each axis.
         image_shape: The shape of the images, (C, H, W): how large a pixel is.
-        start_px: How wide the posterior of an untrained network is in pixels, and the unit of its
-            outputs. Null: `std_px`, but no more than a twentieth of the longer side, which is
-            spatial-VAE's 1.4 px of 28. Sampled all over the image, the position of an untrained
-            network hides what there is to learn.
+        start_fraction: The posterior of an untrained network is as wide as the prior, but at most
+            this part of the longer side, which is the unit of its outputs as well; as wide as the
+            prior if null, as in the published code. Sampled all over the image, the position of
+            an untrained network hides what there is to learn.
     """
 
     def __init__(
-        self, std_px: float, image_shape: Sequence[int], start_px: float | None = None
+        self, std_px: float, image_shape: Sequence[int], start_fraction: float | None = None
     ) -> None:
         _, height, width = image_shape_of(image_shape)
         pixel = pixel_size(height, width)
         super().__init__(dims=2, std=positive("std_px", std_px) * pixel)
-        if start_px is None:
-            start_px = min(std_px, max(height, width) / 20)
-        self.unit = positive("start_px", start_px) * pixel
+        if start_fraction is not None:
+            longer = max(height, width)
+            start_px = min(std_px, positive("start_fraction", start_fraction) * longer)
+            self.unit = start_px * pixel
 
 
 class GaussianLogScale(Gaussian):
