@@ -1,7 +1,8 @@
 """What a GPU would do in a training step, on tensors that have a device and no numbers.
 
 No machine of CI's has a GPU. These tests cannot show how fast one is or that it has every kernel;
-they show that nothing of a step is left on the processor, and that none of it waits.
+they show that nothing of a step's bound, in float32, is left on the processor, and that none of it
+waits. Gradients of such tensors need a driver.
 """
 
 from collections.abc import Iterator
@@ -84,7 +85,7 @@ def to_gpu(model):
     ],
     ids=" ".join,
 )
-def test_nothing_of_a_step_is_elsewhere_or_waits(overrides):
+def test_nothing_of_a_bound_is_elsewhere_or_waits(overrides):
     """A number that is read, or tensors of two devices, would raise."""
     model = model_for(*overrides)
 

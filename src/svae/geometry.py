@@ -124,9 +124,9 @@ def transform_image(
     log_scale = None if log_scale is None else log_scale.to(image)
     source = to_object_frame(grid, theta.to(image), shift.to(image), log_scale)
     # `grid_sample` wants y down and each axis in units of its own half side.
-    unit = pixel_size(height, width) / 2
+    half = pixel_size(height, width) / 2
     x, y = source.unbind(-1)
-    source = torch.stack((x / (max(width - 1, 1) * unit), y / (-max(height - 1, 1) * unit)), -1)
+    source = torch.stack((x / (max(width - 1, 1) * half), y / (-max(height - 1, 1) * half)), -1)
     source = source.unflatten(-2, (height, width))
     return grid_sample(image, source, mode="bilinear", padding_mode="zeros", align_corners=True)
 

@@ -34,12 +34,11 @@ def fast_precision(accelerator: str) -> str:
     """`bf16-mixed` where the hardware multiplies bfloat16 fast, else `32-true`.
 
     On processors that is AMX or AVX512-BF16; without them torch emulates bfloat16 and is slower
-    than in float32.
+    than in float32, as it is on older GPUs.
     """
     if accelerator in ("gpu", "cuda"):
-        return (
-            "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-        )
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if fast else "32-true"
     if accelerator == "cpu" and (has_amx() or _cpu_has("avx512_bf16")):
         return "bf16-mixed"
     return "32-true"

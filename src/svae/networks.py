@@ -31,8 +31,8 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
 }
 
-# So many feature vectors are multiplied at once in float32: on a processor they fit its cache, and
-# on a GPU they are what others are beside.
+# So many feature vectors are multiplied at once in float32: on a processor they fit its cache, a
+# GPU has enough to do with them.
 _ROWS, _ROWS_ON_GPU = 2**14, 2**21
 
 _SLOPE = nn.LeakyReLU().negative_slope

@@ -149,6 +149,7 @@ class EpochBatches(Sampler[Tensor]):
         seed: The seed of the orders.
         rank: The number of this process.
         world_size: The number of processes.
+        device: Where the rows are wanted; None for the processor.
     """
 
     def __init__(
@@ -160,13 +161,12 @@ class EpochBatches(Sampler[Tensor]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        device: torch.device | None = None,
     ) -> None:
-        self.rows, self.shuffle, self.seed = rows, shuffle, seed
+        self.rows, self.shuffle, self.seed, self.device = rows, shuffle, seed, device
         self.rank, self.world_size, self.epoch = rank, world_size, 0
         #: How many batches of the epoch were served, and how many the next iteration leaves out.
         self.served, self.skipped = 0, 0
-        #: Where the rows are wanted: an order is brought there as a whole, and not by batches.
-        self.device = torch.device("cpu")
         self.batches = -(-rows // at_least("batch_size", batch_size, 1))
         if rows // self.batches < world_size:
             raise ValueError(
@@ -191,7 +191,8 @@ class EpochBatches(Sampler[Tensor]):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             order = torch.randperm(self.rows, generator=generator)
         self.served, self.skipped = self.skipped, 0
-        for rows in order.to(self.device).tensor_split(self.batches)[self.served :]:
+        # As a whole, and not by batches: each copy to a GPU is waited for.
+        for rows in order.to(device=self.device).tensor_split(self.batches)[self.served :]:
             self.served += 1
             yield rows[self.rank :: self.world_size]
 
@@ -407,9 +408,8 @@ class ImageDataModule(pl.LightningDataModule):
             seed=self.seed,
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
+            device=source.tensors["index"].device if isinstance(source, InMemory) else None,
         )
-        if isinstance(source, InMemory):
-            sampler.device = source.tensors["index"].device
         loader = Loader(source, sampler, 0 if isinstance(source, InMemory) else self.workers)
         if train:
             sampler.skipped, self._served = self._served, 0

@@ -209,9 +209,8 @@ class GaussianShift(Gaussian):
         pixel = pixel_size(height, width)
         super().__init__(dims=2, std=positive("std_px", std_px) * pixel)
         if start_fraction is not None:
-            longer = max(height, width)
-            start_px = min(std_px, positive("start_fraction", start_fraction) * longer)
-            self.unit = start_px * pixel
+            widest_px = positive("start_fraction", start_fraction) * max(height, width)
+            self.unit = min(std_px, widest_px) * pixel
 
 
 class GaussianLogScale(Gaussian):
