@@ -2,10 +2,13 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 
 import pytest
+
+from svae.hardware import commit_of, environment
 
 #: How often the process waits for the system to hand out a page of memory, while a tensor of
 #: 16 MB is made and dropped ten times.
@@ -45,3 +48,33 @@ def test_freed_memory_is_kept_unless_the_user_says_otherwise():
     assert faults(keep=True, GLIBC_TUNABLES="glibc.malloc.mmap_threshold=100000") > given_back / 2
     for other in ({}, {"MALLOCATED": "1", "PYTHONMALLOC": "malloc"}):
         assert faults(keep=True, **other) < given_back / 4
+
+
+def git(folder, *command):
+    named = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *named, *command], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_is_that_of_the_code_and_of_no_repository_around_it(tmp_path, monkeypatch):
+    package = tmp_path / "src" / "package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("one = 1\n")
+    assert commit_of(package) is None
+    git(tmp_path, "init")
+    (tmp_path / "other.txt").write_text("a user's own\n")
+    git(tmp_path, "add", "other.txt")
+    git(tmp_path, "commit", "-m", "other")
+    assert commit_of(package) is None  # as in a virtual environment within a project
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "code")
+    git(tmp_path, "tag", "-a", "v1", "-m", "a tag has no commit's name")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))  # as within a git hook
+    commit = commit_of(package)
+    assert len(commit) == 40
+    (package / "__init__.py").write_text("one = 2\n")
+    assert commit_of(package) == f"{commit}-dirty"
+    monkeypatch.setattr("svae.hardware.commit_of", lambda package: commit)
+    assert environment()["commit"] == commit
+    monkeypatch.setattr("svae.hardware.commit_of", lambda package: None)
+    assert "commit" not in environment()

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import re
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 __all__ = [
     "accelerator_at_hand",
+    "commit_of",
     "environment",
     "fast_precision",
     "has_amx",
@@ -83,6 +85,8 @@ def memory_at_hand(accelerator: str) -> int:
 def environment() -> dict[str, str]:
     """What a run's numbers depend on beside its config: the versions at work, and the machine."""
     found = {"python": platform.python_version(), "machine": platform.platform()}
+    if commit := commit_of(Path(__file__).parent):
+        found["commit"] = commit
     for package in ("svae", "torch", "pytorch-lightning"):
         try:
             found[package] = version(package)
@@ -93,6 +97,28 @@ def environment() -> dict[str, str]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+def commit_of(package: Path) -> str | None:
+    """The git commit of a package's source, with `-dirty` if tracked files differ from it.
+
+    None where there is no git, and for an installed package, which a repository around its
+    folder (a user's project with a virtual environment in it) does not track.
+    """
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*command: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *command], cwd=package, env=clean, capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return git("describe", "--always", "--exclude=*", "--abbrev=40", "--dirty") or None
 
 
 def _processor() -> str:
