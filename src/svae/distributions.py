@@ -37,6 +37,8 @@ class Distribution(Protocol):
 
     def turned(self, angle: Tensor) -> "Distribution": ...
 
+    def fixed(self, narrowest: float) -> "Distribution": ...
+
 
 class Normal:
     r"""Independent normal variables :math:`N(\mu, \sigma^2)`.
@@ -68,6 +70,11 @@ class Normal:
     def turned(self, angle: Tensor) -> "Normal":
         """The distribution of an angle turned by `angle` (B,), its mean wrapped to [-pi, pi)."""
         return type(self)(wrap_angle(self.loc + angle), self.log_scale, self.event_dims)
+
+    def fixed(self, narrowest: float) -> "Normal":
+        """The same without a gradient, with standard deviations of `narrowest` at least."""
+        log_scale = self.log_scale.detach().clamp(min=math.log(narrowest))
+        return type(self)(self.loc.detach(), log_scale, self.event_dims)
 
     def rsample(self, count: int, noise: Noise, purpose: str) -> Tensor:
         """Reparameterised samples, with shape (count, B, *event)."""

@@ -15,8 +15,8 @@ class ELBO:
     .. math:: \mathrm{ELBO} = E_q[\log p(y | z, \theta, \Delta x)] - \sum_k KL_k
 
     What is reported and what is optimised are two things with two names: `value` is the bound;
-    `objective` is what training ascends, with `beta` and with the terms that a prior puts in the
-    place of its exact divergence (eq. 3).
+    `objective` is what training ascends, with `beta`, with the terms that a prior puts in the
+    place of its exact divergence (eq. 3), and less the guidance of a first look.
 
     Arguments:
         log_likelihood: The expected log-likelihood, with shape (B,).
@@ -24,12 +24,15 @@ class ELBO:
         optimised_kl: The terms that stand in for `kl` in the objective, each with shape (B,).
         is_bound: Whether `value` estimates a bound: not where training averages over poses before
             it decodes.
+        guidance: What training subtracts beside the divergences, with shape (B,), if anything: it
+            is no part of the bound.
     """
 
     log_likelihood: Tensor
     kl: dict[str, Tensor]
     optimised_kl: dict[str, Tensor]
     is_bound: bool = True
+    guidance: Tensor | None = None
 
     @property
     def value(self) -> Tensor:
@@ -47,7 +50,8 @@ class ELBO:
         """
         weights = beta if isinstance(beta, Mapping) else dict.fromkeys(self.optimised_kl, beta)
         weighted = {name: weights[name] * kl for name, kl in self.optimised_kl.items()}
-        return self.log_likelihood - _total(weighted, self.log_likelihood)
+        objective = self.log_likelihood - _total(weighted, self.log_likelihood)
+        return objective if self.guidance is None else objective - self.guidance
 
 
 def _total(terms: dict[str, Tensor], like: Tensor) -> Tensor:

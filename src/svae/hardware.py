@@ -110,7 +110,12 @@ def commit_of(package: Path) -> str | None:
     def git(*command: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *command], cwd=package, env=clean, capture_output=True, text=True, timeout=10
+                ["git", *command],
+                cwd=package,
+                env=clean,
+                capture_output=True,
+                text=True,
+                timeout=10,
             )
         except (OSError, subprocess.TimeoutExpired):
             return None

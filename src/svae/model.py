@@ -10,6 +10,7 @@ References:
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -35,9 +36,16 @@ from svae.latents import Latents
 from svae.likelihoods import AdditiveNoise, Likelihood
 from svae.noise import Noise
 from svae.pixels import Pixels, draw_pixels
-from svae.posteriors import Attention, Posterior, PosteriorHead
+from svae.posteriors import (
+    Attention,
+    MeanField,
+    MeanFieldPosterior,
+    Posterior,
+    PosteriorHead,
+)
 from svae.priors import Prior
 from svae.refinement import refine
+from svae.second_look import SecondLook, guidance
 
 __all__ = ["SpatialVAE"]
 
@@ -81,6 +89,9 @@ class SpatialVAE(nn.Module):
         refinement_steps: How many steps towards the most probable latents `estimate` takes from
             the posterior's mode; 0 for none. No bound and no training depends on it.
         group_order: The number of rotations of a group-equivariant encoder; null for another.
+        second_look: Whether a second encoder, which sees each image with the pose removed that
+            the first has found, corrects what that says (`SecondLook`). Where no pose is
+            inferred, none does.
     """
 
     def __init__(
@@ -103,6 +114,7 @@ class SpatialVAE(nn.Module):
         pose_candidates: int = 1,
         refinement_steps: int = 0,
         group_order: int | None = None,
+        second_look: bool = False,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape_of(image_shape)
@@ -136,6 +148,14 @@ class SpatialVAE(nn.Module):
             z_dim=z_dim,
             out_features=self.likelihood.out_features,
         )
+        self.second_look = None
+        if second_look and len(wanted) > 1:
+            if not isinstance(self.posterior, MeanField):
+                raise ValueError(
+                    "second_look: expected false for the posterior "
+                    f"{type(self.posterior).__name__}, which finds poses by its lattice"
+                )
+            self.second_look = SecondLook(self.image_shape, encoder, self.posterior)
         if len(wanted) > 1 and not self.generator.coordinate_based:
             raise ValueError(
                 "infer_theta, infer_shift, infer_scale: expected false, because the generator "
@@ -165,6 +185,10 @@ class SpatialVAE(nn.Module):
         """The prior of each inferred variable, named `z`, `theta`, `shift` and `scale`."""
         return cast(dict[str, Prior], dict(self._priors.items()))
 
+    @property
+    def _pose_units(self) -> dict[str, float]:
+        return {name: prior.unit for name, prior in self.priors.items() if name != "z"}
+
     def compile(self, *args: Any, **options: Any) -> None:
         """`torch.compile` the networks, at their first use; the rest is little beside them.
 
@@ -172,6 +196,8 @@ class SpatialVAE(nn.Module):
             args, options: Those of `torch.compile`.
         """
         self.encoder.compile(*args, **options)
+        if self.second_look is not None:
+            self.second_look.encoder.compile(*args, **options)
         self.generator.compile(*args, **options)
 
     def check_ctf(self) -> None:
@@ -263,7 +289,16 @@ class SpatialVAE(nn.Module):
     def _posterior(self, image: Tensor, noise: Noise | None = None) -> Posterior:
         """The posterior of images; that of a training step where its noise is given."""
         params = self._params(image)
-        return self.posterior(params) if noise is None else self.posterior.trained(params, noise)
+        q = self.posterior(params) if noise is None else self.posterior.trained(params, noise)
+        if self.second_look is None:
+            return q
+        assert isinstance(self.posterior, MeanField)
+        assert isinstance(q, MeanFieldPosterior)
+        theta = q.mode().theta.detach()
+        final = self.posterior(self.posterior.corrected(params, self.second_look(image, q), theta))
+        if noise is not None:
+            final.guidance = guidance(q, final, self._pose_units)
+        return final
 
     def _infer_turned(self, image: Tensor, turn: Tensor, noise: Noise | None = None) -> Posterior:
         """The posterior from the images turned by `turn` (B,), the turn removed again."""
@@ -347,7 +382,7 @@ class SpatialVAE(nn.Module):
             q = self._infer_turned(image, turn, noise)
         else:
             q = self._posterior(image, noise)
-        return self.elbo(
+        elbo = self.elbo(
             image,
             noise,
             q=q,
@@ -355,6 +390,7 @@ class SpatialVAE(nn.Module):
             hold_z=epoch < self.z_delay_epochs,
             ctf=ctf,
         )
+        return replace(elbo, guidance=q.guidance) if isinstance(q, MeanFieldPosterior) else elbo
 
     def log_likelihood(
         self,

@@ -210,6 +210,10 @@ class VonMises:
         """The distribution of the angle turned by `angle`, its mode wrapped to [-pi, pi)."""
         return VonMises(wrap_angle(self.loc + angle), self.kappa)
 
+    def fixed(self, narrowest: float) -> "VonMises":
+        """The same without a gradient, with a standard deviation of `narrowest` at least."""
+        return VonMises(self.loc.detach(), self.kappa.detach().clamp(max=narrowest**-2))
+
     def rsample(self, count: int, noise: Noise, purpose: str) -> Tensor:
         """Reparameterised samples, with shape (count, B, ...); they are not wrapped."""
         u = noise.uniform(purpose, count, *self.loc.shape[1:]).to(self.loc.device)

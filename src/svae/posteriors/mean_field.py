@@ -33,12 +33,18 @@ class MeanFieldPosterior:
         factors: The posterior of each inferred variable, by the name of its prior.
         frame: The angle (B,) by which the axes of the shift's factor are turned against the
             image's, counter-clockwise; not at all if None.
+        guidance: What training subtracts beside the divergences (B,), if anything.
     """
 
     gives_bound = True
 
-    def __init__(self, factors: Mapping[str, Distribution], frame: Tensor | None = None) -> None:
-        self.factors, self.frame = factors, frame
+    def __init__(
+        self,
+        factors: Mapping[str, Distribution],
+        frame: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> None:
+        self.factors, self.frame, self.guidance = factors, frame, guidance
 
     def _latents(self, values: Mapping[str, Tensor]) -> Latents:
         latents = Latents.of(values)
@@ -51,7 +57,8 @@ class MeanFieldPosterior:
         factors = dict(self.factors)
         if "theta" in factors:
             factors["theta"] = factors["theta"].turned(angle)
-        return MeanFieldPosterior(factors, angle if self.frame is None else self.frame + angle)
+        frame = angle if self.frame is None else self.frame + angle
+        return MeanFieldPosterior(factors, frame, self.guidance)
 
     def rsample(self, count: int, noise: Noise) -> tuple[Latents, Tensor]:
         samples = {name: q.rsample(count, noise, name) for name, q in self.factors.items()}
@@ -118,9 +125,27 @@ class MeanField(PosteriorHead):
             )
         sizes = [prior.num_params for prior in priors.values()]
         super().__init__(in_features, sizes, priors, terms=list(priors))
+        # The methods only, as of the families.
+        self.corrections = {name: prior.corrected for name, prior in priors.items()}
 
     def forward(self, params: Tensor) -> MeanFieldPosterior:
         """The posterior of each image, from parameters with shape (B, n)."""
         parts = params.split(self.sizes, dim=-1)
         pairs = zip(self.families.items(), parts, strict=True)
         return MeanFieldPosterior({name: family(part) for (name, family), part in pairs})
+
+    def corrected(self, params: Tensor, correction: Tensor, theta: Tensor) -> Tensor:
+        """Parameters (B, n) with a correction (B, n) that was found in another frame.
+
+        Arguments:
+            params: Parameters of posteriors.
+            correction: What is added to them.
+            theta: By which angle (B,) its frame is turned against the image's.
+        """
+        parts = zip(
+            self.corrections.values(),
+            params.split(self.sizes, dim=-1),
+            correction.split(self.sizes, dim=-1),
+            strict=True,
+        )
+        return torch.cat([correct(part, more, theta) for correct, part, more in parts], dim=-1)

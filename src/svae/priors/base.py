@@ -40,6 +40,16 @@ class Prior(nn.Module, ABC):
             around: The offset that the posterior is centred on, broadcastable to (..., *event).
         """
 
+    def corrected(self, params: Tensor, correction: Tensor, theta: Tensor) -> Tensor:
+        """The parameters of a posterior with a correction, which was found in another frame.
+
+        Arguments:
+            params: With shape (B, num_params).
+            correction: What is added to them in its frame, with shape (B, num_params).
+            theta: By which angle (B,) that frame is turned against the image's, counter-clockwise.
+        """
+        return params + correction
+
     @abstractmethod
     def kl(self, q: Any) -> Tensor:
         """The divergence KL(q || prior) in nats, with shape (...): what is reported.

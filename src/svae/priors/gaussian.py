@@ -17,7 +17,7 @@ from torch import Tensor
 
 from svae.checks import at_least, image_shape_of, positive
 from svae.distributions import Normal, WrappedNormal
-from svae.geometry import pixel_size, wrap_angle
+from svae.geometry import pixel_size, rotate, wrap_angle
 from svae.priors.base import Prior
 
 __all__ = [
@@ -211,6 +211,10 @@ class GaussianShift(Gaussian):
         if start_fraction is not None:
             widest_px = positive("start_fraction", start_fraction) * max(height, width)
             self.unit = min(std_px, widest_px) * pixel
+
+    def corrected(self, params: Tensor, correction: Tensor, theta: Tensor) -> Tensor:
+        place, log_scale = correction.chunk(2, dim=-1)
+        return params + torch.cat((rotate(place, theta), log_scale), dim=-1)
 
 
 class GaussianLogScale(Gaussian):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from svae.checks import positive
 from svae.distributions import WrappedNormal
+from svae.geometry import rotate
 from svae.priors.base import Prior
 from svae.priors.gaussian import angle_widths
 from svae.von_mises import VonMises, concentration_of
@@ -70,6 +71,9 @@ class VonMisesAngle(Prior):
         nowhere = length < 2 * _SHORTEST
         loc = torch.atan2(torch.where(nowhere, 0.0, y), torch.where(nowhere, 1.0, x))
         return VonMises(loc.to(params) + around, torch.expm1(length.clamp(max=_LONGEST)))
+
+    def corrected(self, params: Tensor, correction: Tensor, theta: Tensor) -> Tensor:
+        return params + rotate(correction, theta)  # of a vector, to the direction of the angle
 
     def kl(self, q: VonMises) -> Tensor:
         return q.kl(self._at(q.loc))
