@@ -37,7 +37,7 @@ class Distribution(Protocol):
 
     def turned(self, angle: Tensor) -> "Distribution": ...
 
-    def fixed(self, narrowest: float) -> "Distribution": ...
+    def distance(self, value: Tensor, narrowest: float) -> Tensor: ...
 
 
 class Normal:
@@ -71,10 +71,19 @@ class Normal:
         """The distribution of an angle turned by `angle` (B,), its mean wrapped to [-pi, pi)."""
         return type(self)(wrap_angle(self.loc + angle), self.log_scale, self.event_dims)
 
-    def fixed(self, narrowest: float) -> "Normal":
-        """The same without a gradient, with standard deviations of `narrowest` at least."""
-        log_scale = self.log_scale.detach().clamp(min=math.log(narrowest))
-        return type(self)(self.loc.detach(), log_scale, self.event_dims)
+    def distance(self, value: Tensor, narrowest: float) -> Tensor:
+        """The squared distance of a value from the mode in standard deviations, shape (B,).
+
+        Arguments:
+            value: With shape (B, *event). It alone has a gradient.
+            narrowest: What counts as a standard deviation at least.
+        """
+        offset = self._offset(value, self.loc.detach())
+        return self.sum_event((offset / self.scale.detach().clamp(min=narrowest)) ** 2)
+
+    @staticmethod
+    def _offset(value: Tensor, loc: Tensor) -> Tensor:
+        return value - loc
 
     def rsample(self, count: int, noise: Noise, purpose: str) -> Tensor:
         """Reparameterised samples, with shape (count, B, *event)."""
@@ -103,10 +112,14 @@ class WrappedNormal(Normal):
     _WIDEST = 4.0
     _TURNS = 4
 
+    @staticmethod
+    def _offset(value: Tensor, loc: Tensor) -> Tensor:
+        return wrap_angle(value - loc)
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density on the circle in nats per radian, with shape (..., B)."""
         log_scale = self.log_scale.clamp(max=math.log(self._WIDEST))
-        offset = wrap_angle(value - self.loc)
+        offset = self._offset(value, self.loc)
         turns = torch.arange(-self._TURNS, self._TURNS + 1, device=offset.device)
         distance = offset.unsqueeze(-1) + 2 * math.pi * turns.to(offset)
         standard = distance * torch.exp(-log_scale).unsqueeze(-1)

@@ -60,8 +60,8 @@ def guidance(
     Subtracted from what training maximises, it has the first look learn to say at once what the
     second then corrects it to. Without it nothing does: any first pose will do if the second
     corrects it, and the images seen at the second look stay in as many poses as before. Only the
-    first look has a gradient. Of each variable it is sqrt(1 + d^2) - 1 where the final density
-    falls to exp(-d^2 / 2) of its peak: as d^2 / 2, where one runs after the other, both run off.
+    first look has a gradient. Of each variable it is sqrt(1 + d^2) - 1 of their distance d in
+    standard deviations of the final one; as d^2 / 2, where one runs after the other, both run off.
 
     Arguments:
         first, final: The posteriors at the first look and after the second.
@@ -69,7 +69,6 @@ def guidance(
     """
     apart = []
     for name, unit in units.items():
-        target = final.factors[name].fixed(narrowest=_SHARPEST * unit)
-        drop = target.log_prob(target.mode) - target.log_prob(first.factors[name].mode)
-        apart.append(torch.sqrt(1 + 2 * drop) - 1)
+        found = first.factors[name].mode
+        apart.append(torch.sqrt(1 + final.factors[name].distance(found, _SHARPEST * unit)) - 1)
     return torch.stack(apart).sum(0)

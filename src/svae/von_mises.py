@@ -210,9 +210,14 @@ class VonMises:
         """The distribution of the angle turned by `angle`, its mode wrapped to [-pi, pi)."""
         return VonMises(wrap_angle(self.loc + angle), self.kappa)
 
-    def fixed(self, narrowest: float) -> "VonMises":
-        """The same without a gradient, with a standard deviation of `narrowest` at least."""
-        return VonMises(self.loc.detach(), self.kappa.detach().clamp(max=narrowest**-2))
+    def distance(self, value: Tensor, narrowest: float) -> Tensor:
+        r"""The squared distance of a value from the mode in standard deviations, shape (B,).
+
+        Of the circle's chord, :math:`4 \kappa \sin^2(\Delta / 2)`, which the density falls with.
+        Arguments as those of `Normal.distance`.
+        """
+        kappa = self.kappa.detach().clamp(max=narrowest**-2).to(value)
+        return 4 * kappa * torch.sin((value - self.loc.detach()) / 2) ** 2
 
     def rsample(self, count: int, noise: Noise, purpose: str) -> Tensor:
         """Reparameterised samples, with shape (count, B, ...); they are not wrapped."""
