@@ -74,6 +74,7 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
         ([*ATTENTION, "model.infer_shift=false"], "infer_shift: expected true with the 289 latt"),
         ([*ATTENTION, "model.beta={shift: 2}"], "beta: expected names among z, theta, lattice"),
         ([*ATTENTION, "model.posterior.sampling.points=0"], "points: expected .* at least 1"),
+        ([*ATTENTION, "model.second_look=true"], "second_look: expected false .* Attention"),
         ([*ATTENTION, "model.pixel_focus=1"], "pixel_focus: expected a fraction below 1, got 1"),
         (["model/posterior=attention"], "attention needs an encoder with a lattice"),
         (["model/encoder=group_conv"], "mean_field takes one vector of features"),

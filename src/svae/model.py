@@ -90,8 +90,8 @@ class SpatialVAE(nn.Module):
             the posterior's mode; 0 for none. No bound and no training depends on it.
         group_order: The number of rotations of a group-equivariant encoder; null for another.
         second_look: Whether a second encoder, which sees each image with the pose removed that
-            the first has found, corrects what that says (`SecondLook`). Where no pose is
-            inferred, none does.
+            the first has found, corrects what that says (`SecondLook`); None: if the posterior is
+            `MeanField`, which alone can be corrected. Where no pose is inferred, none does.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class SpatialVAE(nn.Module):
         pose_candidates: int = 1,
         refinement_steps: int = 0,
         group_order: int | None = None,
-        second_look: bool = False,
+        second_look: bool | None = False,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape_of(image_shape)
@@ -149,6 +149,8 @@ class SpatialVAE(nn.Module):
             out_features=self.likelihood.out_features,
         )
         self.second_look = None
+        if second_look is None:
+            second_look = isinstance(self.posterior, MeanField)
         if second_look and len(wanted) > 1:
             if not isinstance(self.posterior, MeanField):
                 raise ValueError(
