@@ -4,13 +4,16 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from svae.distributions import Normal, WrappedNormal
 from svae.geometry import rotate, rotate_image, transform_image, wrap_angle
+from svae.latents import Latents
 from svae.noise import Noise
 from svae.posteriors import MeanFieldPosterior
 from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle, VonMisesAngle
+from svae.run import first_difference, resolve_second_look
 from svae.second_look import guidance
 from svae.von_mises import VonMises
 
@@ -47,7 +50,7 @@ def test_corrections_turn_and_move_with_the_object(make_model, monkeypatch, angl
     upright = torch.zeros(6, *SHAPE, dtype=torch.float64)
     upright[..., 2:7, 2:7] = torch.rand(6, 1, 5, 5, dtype=torch.float64)
     pixel = 2 / 8
-    found = []
+    found, spread = [], []
     for quarters, x, y in ((0, 0, 0), (1, 0, 0), (1, 2, 0), (3, -1, 2)):
         theta = torch.full((6,), quarters * math.pi / 2, dtype=torch.float64)
         shift = pixel * torch.tensor([[x, y]], dtype=torch.float64).expand(6, 2)
@@ -55,7 +58,9 @@ def test_corrections_turn_and_move_with_the_object(make_model, monkeypatch, angl
         monkeypatch.setattr(
             model, "_params", lambda _, at=(theta, shift): params_of(prior, *at).double()
         )
-        mode = model.infer(image).mode()
+        q = model.infer(image)
+        mode = q.mode()
+        spread.append(q.uncertainty().shift)
         found.append((mode.z, wrap_angle(mode.theta - theta), rotate(mode.shift - shift, -theta)))
     assert found[0][0].abs().amin() > 1e-4
     assert found[0][1].abs().amin() > 1e-4
@@ -63,6 +68,7 @@ def test_corrections_turn_and_move_with_the_object(make_model, monkeypatch, angl
     for others in found[1:]:
         for one, other in zip(found[0], others, strict=True):
             assert_close(other, one, atol=1e-6, rtol=0)
+    assert all(torch.allclose(other, spread[0]) for other in spread)
 
 
 def test_it_sees_the_image_without_the_pose_of_the_first(make_model, monkeypatch):
@@ -94,9 +100,33 @@ def test_guidance_is_the_distance_in_standard_deviations(narrow):
     distance = 0.4 * math.sqrt(2) / least
     assert_close(apart, torch.full((3,), math.sqrt(1 + distance**2) - 1))
     apart.sum().backward()
-    assert final_loc.grad is None  # only the first look follows
     assert (first_loc.grad < 0).all()
+    assert_close(final_loc.grad, -first_loc.grad)
     assert_close(guidance(final, final, {"shift": unit}), torch.zeros(3))
+
+
+def test_guidance_brings_first_look_and_correction_together(make_model):
+    """Were the final pose drawn along, the gap would stay, and both would run."""
+    model = make_model(second_look=True)
+    image = torch.rand(6, *SHAPE)
+    pose = slice(4, None)  # z has no guidance
+    layers = (model.posterior.head, model.second_look.head)
+
+    def gap():
+        return model.training_elbo(image, NOISE, 0).guidance.sum()
+
+    gap().backward()
+    first, correction = (layer.bias.grad[pose] for layer in layers)
+    loc = [0, 2, 3]  # theta, x, y; the widths are what it is measured in
+    assert first[loc].abs().min() > 1e-3
+    assert_close(first[[1, 4, 5]], torch.zeros(3))
+    assert_close(correction[[1, 4, 5]], torch.zeros(3))
+    assert_close(correction[0], -first[0])
+    before = gap().item()
+    for layer in layers:
+        with torch.no_grad():
+            layer.bias -= 1e-3 * layer.bias.grad
+    assert gap().item() < before
 
 
 @pytest.mark.parametrize("family", ["wrapped normal", "von Mises"])
@@ -107,9 +137,10 @@ def test_guidance_goes_around_the_circle(family):
             return MeanFieldPosterior({"theta": WrappedNormal(loc, loc * 0 - 2)})
         return MeanFieldPosterior({"theta": VonMises(loc, loc * 0 + math.exp(4))})
 
-    expected = math.sqrt(1 + (math.radians(20) / math.exp(-2)) ** 2) - 1
+    distance = math.radians(20) if family == "wrapped normal" else 2 * math.sin(math.radians(10))
+    expected = math.sqrt(1 + (distance / math.exp(-2)) ** 2) - 1
     found = guidance(at(170), at(-170), {"theta": 1.0}).item()
-    assert found == pytest.approx(expected, rel=0.02)
+    assert found == pytest.approx(expected, rel=1e-9)
     assert found == pytest.approx(guidance(at(0), at(20), {"theta": 1.0}).item(), rel=1e-9)
 
 
@@ -154,3 +185,38 @@ def test_without_a_pose_there_is_none(make_model):
     options = {"infer_theta": False, "infer_shift": False}
     assert make_model(second_look=True, **options).second_look is None
     assert make_model().second_look is None
+
+
+def test_a_correction_of_the_position_grows_with_the_object():
+    prior = GaussianShift(1.4, SHAPE)
+    quarter = torch.full((2,), math.pi / 2)
+    pose = Latents(torch.zeros(2, 0), quarter, torch.zeros(2, 2), torch.tensor([0.0, math.log(2)]))
+    correction = torch.tensor([[0.1, 0.3, 0.2, 0.4]]).expand(2, 4)
+    expected = torch.tensor([[-0.3, 0.1, 0.3, 0.3], [-0.6, 0.2, 0.3, 0.3]])
+    assert_close(prior.corrected(torch.zeros(2, 4), correction, pose), expected)
+
+
+def test_images_need_not_be_square(make_model):
+    prior = priors_with(UniformAngle()) | {"shift": GaussianShift(1.4, (3, 5, 8))}
+    model = make_model((3, 5, 8), prior=prior, second_look=True)
+    assert model.infer(torch.rand(6, 3, 5, 8)).mode().z.shape == (6, 2)
+
+
+def test_an_encoder_of_a_lattice_is_not_corrected():
+    def config(chosen, posterior):
+        node = {"second_look": chosen, "posterior": {"_target_": f"svae.posteriors.{posterior}"}}
+        model = OmegaConf.create(node)
+        resolve_second_look(model)
+        return model.second_look
+
+    assert config(None, "MeanField") is True
+    assert config(None, "Attention") is False
+    assert config(False, "MeanField") is False
+
+
+def test_a_run_of_before_there_was_one_has_none():
+    old = {"model": {"z_dim": 2}}
+    for now, same in ((False, True), (True, False)):
+        found = first_difference(old, {"model": {"z_dim": 2, "second_look": now}}, ["model"])
+        assert (found is None) is same
+    assert first_difference({}, {"model": {"second_look": True}}, ["model"]) is not None

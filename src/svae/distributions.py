@@ -75,10 +75,10 @@ class Normal:
         """The squared distance of a value from the mode in standard deviations, shape (B,).
 
         Arguments:
-            value: With shape (B, *event). It alone has a gradient.
-            narrowest: What counts as a standard deviation at least.
+            value: With shape (B, *event).
+            narrowest: What counts as a standard deviation at least; these have no gradient.
         """
-        offset = self._offset(value, self.loc.detach())
+        offset = self._offset(value, self.loc)
         return self.sum_event((offset / self.scale.detach().clamp(min=narrowest)) ** 2)
 
     @staticmethod

@@ -10,7 +10,6 @@ References:
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -157,7 +156,7 @@ class SpatialVAE(nn.Module):
                     "second_look: expected false for the posterior "
                     f"{type(self.posterior).__name__}, which finds poses by its lattice"
                 )
-            self.second_look = SecondLook(self.image_shape, encoder, self.posterior)
+            self.second_look = SecondLook(self.image_shape, encoder, sum(self.posterior.sizes))
         if len(wanted) > 1 and not self.generator.coordinate_based:
             raise ValueError(
                 "infer_theta, infer_shift, infer_scale: expected false, because the generator "
@@ -296,10 +295,13 @@ class SpatialVAE(nn.Module):
             return q
         assert isinstance(self.posterior, MeanField)
         assert isinstance(q, MeanFieldPosterior)
-        theta = q.mode().theta.detach()
-        final = self.posterior(self.posterior.corrected(params, self.second_look(image, q), theta))
+        found = q.mode().map(Tensor.detach)
+        correction = self.second_look(image, found)
+        corrected = self.posterior.corrected
+        final = self.posterior(corrected(params, correction, found))
         if noise is not None:
-            final.guidance = guidance(q, final, self._pose_units)
+            alone = self.posterior(corrected(params.detach(), correction, found))
+            final.guidance = guidance(q, alone, self._pose_units)
         return final
 
     def _infer_turned(self, image: Tensor, turn: Tensor, noise: Noise | None = None) -> Posterior:
@@ -368,6 +370,7 @@ class SpatialVAE(nn.Module):
             kl=kl,
             optimised_kl=q.optimised_kl(self.priors) if self.posterior.replaced else kl,
             is_bound=q.gives_bound,
+            guidance=q.guidance,
         )
 
     def training_elbo(
@@ -384,7 +387,7 @@ class SpatialVAE(nn.Module):
             q = self._infer_turned(image, turn, noise)
         else:
             q = self._posterior(image, noise)
-        elbo = self.elbo(
+        return self.elbo(
             image,
             noise,
             q=q,
@@ -392,7 +395,6 @@ class SpatialVAE(nn.Module):
             hold_z=epoch < self.z_delay_epochs,
             ctf=ctf,
         )
-        return replace(elbo, guidance=q.guidance) if isinstance(q, MeanFieldPosterior) else elbo
 
     def log_likelihood(
         self,

@@ -96,10 +96,12 @@ class VAEModule(pl.LightningModule):
         self.replaced = model.posterior.replaced
         bound = ["elbo", "log_likelihood", *(f"kl_{name}" for name in model.posterior.terms)]
         bound += [f"optimised_kl_{name}" for name in self.replaced]
+        #: What training subtracts beside them, where it does.
+        self.guided = [] if model.second_look is None else ["guidance"]
         # A module may not be named `train`: that is a method of every module.
         self.means = nn.ModuleDict(
             {
-                "train_": MeanPerImage([*bound, "objective"]),
+                "train_": MeanPerImage([*bound, "objective", *self.guided]),
                 "val_": MeanPerImage(bound),
                 "test_": MeanPerImage([*bound, "iwae_bound"] if iwae_samples else bound),
             }
@@ -134,7 +136,8 @@ class VAEModule(pl.LightningModule):
             batch["image"], noise, self.current_epoch, ctf=CTF.of(batch)
         )
         objective = elbo.objective(self.model.beta)
-        self._update("train", elbo, objective=objective)
+        more = {} if elbo.guidance is None else {"guidance": elbo.guidance}
+        self._update("train", elbo, objective=objective, **more)
         self._finite.add_loss(batch["index"], objective)
         self._newest = batch
         self.newest_objective = objective.detach()

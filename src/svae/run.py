@@ -34,11 +34,15 @@ __all__ = [
     "read_config",
     "resolve_hardware",
     "resolve_likelihood",
+    "resolve_second_look",
     "resolve_seed",
 ]
 
 #: The sections of a config that decide, beside the seed, what a run trains.
 DECIDING = ("dataset", "model", "prior", "optimizer", "scheduler", "max_gradient_spike")
+
+#: What settings were, in effect, before there were such settings.
+BEFORE = {"model.second_look": False}
 
 #: Settings that do not change what a run computes.
 NO_MATTER = (
@@ -82,7 +86,8 @@ def first_difference(
         within: What comes before their names, with a dot.
     """
     for section in sections:
-        name, a, b = f"{within}{section}", old.get(section), new.get(section)
+        name = f"{within}{section}"
+        a, b = (config.get(section, BEFORE.get(name)) for config in (old, new))
         if a == b or name in NO_MATTER:
             continue
         if not (isinstance(a, dict) and isinstance(b, dict)):
@@ -125,6 +130,12 @@ def resolve_likelihood(model: DictConfig, images: list[Tensor]) -> None:
     if model.likelihood._target_ == "svae.likelihoods.fitting":
         choose = instantiate(model.likelihood, "model.likelihood")
         model.likelihood = choose(images)
+
+
+def resolve_second_look(model: DictConfig) -> None:
+    """Put true or false in the place of `model.second_look=null`."""
+    if model.get("second_look", False) is None:
+        model.second_look = model.posterior._target_ == "svae.posteriors.MeanField"
 
 
 def resolve_seed(cfg: DictConfig) -> None:

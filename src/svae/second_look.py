@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from svae.geometry import remove_pose
+from svae.latents import Latents
 from svae.networks import precise_linear
-from svae.posteriors.mean_field import MeanField, MeanFieldPosterior
+from svae.posteriors.mean_field import MeanFieldPosterior
 
 __all__ = ["SecondLook", "guidance"]
 
@@ -29,26 +30,25 @@ class SecondLook(nn.Module):
     Arguments:
         image_shape: The shape of the images, (C, H, W).
         encoder: From `image_shape` to a network with `out_features`, as the model's own.
-        head: What turns parameters into the posterior.
+        num_params: How many parameters the posterior of an image has.
     """
 
     def __init__(
-        self, image_shape: Sequence[int], encoder: Callable[..., nn.Module], head: MeanField
+        self, image_shape: Sequence[int], encoder: Callable[..., nn.Module], num_params: int
     ) -> None:
         super().__init__()
         self.encoder = encoder(image_shape=image_shape)
         features: int = self.encoder.out_features  # type: ignore[assignment]
-        self.head = nn.Linear(features, sum(head.sizes))
+        self.head = nn.Linear(features, num_params)
 
-    def forward(self, image: Tensor, first: MeanFieldPosterior) -> Tensor:
-        """Corrections of the posterior's parameters, in the object's frame, with shape (B, n).
+    def forward(self, image: Tensor, found: Latents) -> Tensor:
+        """Corrections of the posterior's parameters, in the object's frame: (B, num_params).
 
         Arguments:
             image: Images, with shape (B, C, H, W).
-            first: Their posterior at the first look.
+            found: What the first look has found, batch (B,), without a gradient.
         """
-        with torch.no_grad():
-            upright = remove_pose(image, *first.mode().pose)
+        upright = remove_pose(image, *found.pose)
         return precise_linear(self.encoder(upright), self.head)
 
 
@@ -59,12 +59,14 @@ def guidance(
 
     Subtracted from what training maximises, it has the first look learn to say at once what the
     second then corrects it to. Without it nothing does: any first pose will do if the second
-    corrects it, and the images seen at the second look stay in as many poses as before. Only the
-    first look has a gradient. Of each variable it is sqrt(1 + d^2) - 1 of their distance d in
-    standard deviations of the final one; as d^2 / 2, where one runs after the other, both run off.
+    corrects it, and the images seen at the second look stay in as many poses as before. Of each
+    variable it is sqrt(1 + d^2) - 1 of their distance d in standard deviations of the final one.
 
     Arguments:
-        first, final: The posteriors at the first look and after the second.
+        first: The posterior at the first look.
+        final: That after the second, of which the correction alone may have a gradient: so the
+            correction shrinks as the first look follows. If it did not, or with d^2 / 2, both
+            would run off, one after the other.
         units: The unit of each part of the pose, by its name.
     """
     apart = []

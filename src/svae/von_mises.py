@@ -217,7 +217,7 @@ class VonMises:
         Arguments as those of `Normal.distance`.
         """
         kappa = self.kappa.detach().clamp(max=narrowest**-2).to(value)
-        return 4 * kappa * torch.sin((value - self.loc.detach()) / 2) ** 2
+        return 4 * kappa * torch.sin((value - self.loc) / 2) ** 2
 
     def rsample(self, count: int, noise: Noise, purpose: str) -> Tensor:
         """Reparameterised samples, with shape (count, B, ...); they are not wrapped."""

@@ -79,6 +79,7 @@ class AttentionPosterior:
     more: Mapping[str, Tensor] | None = None
     sampler: Callable[[AttentionPosterior, int, Noise], tuple[Latents, Tensor]] | None = None
     gives_bound: bool = True
+    guidance = None
 
     # ---- the lattice
 

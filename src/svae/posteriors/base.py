@@ -18,6 +18,10 @@ class Posterior(Protocol):
     """The approximate posterior q(z, theta, shift, scale | image) of a batch of B images."""
 
     @property
+    def guidance(self) -> Tensor | None:
+        """What training subtracts beside the divergences (B,), if anything."""
+
+    @property
     def gives_bound(self) -> bool:
         """Whether `rsample` gives samples of the posterior, so that the ELBO is a bound."""
 

@@ -134,13 +134,13 @@ class MeanField(PosteriorHead):
         pairs = zip(self.families.items(), parts, strict=True)
         return MeanFieldPosterior({name: family(part) for (name, family), part in pairs})
 
-    def corrected(self, params: Tensor, correction: Tensor, theta: Tensor) -> Tensor:
-        """Parameters (B, n) with a correction (B, n) that was found in another frame.
+    def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
+        """Parameters (B, n) with a correction (B, n) that was found in an object's frame.
 
         Arguments:
             params: Parameters of posteriors.
             correction: What is added to them.
-            theta: By which angle (B,) its frame is turned against the image's.
+            pose: How that frame is turned and sized in the image; batch (B,).
         """
         parts = zip(
             self.corrections.values(),
@@ -148,4 +148,4 @@ class MeanField(PosteriorHead):
             correction.split(self.sizes, dim=-1),
             strict=True,
         )
-        return torch.cat([correct(part, more, theta) for correct, part, more in parts], dim=-1)
+        return torch.cat([correct(part, more, pose) for correct, part, more in parts], dim=-1)

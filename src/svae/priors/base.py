@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from svae.distributions import Distribution
+from svae.latents import Latents
 
 __all__ = ["Prior"]
 
@@ -40,13 +41,13 @@ class Prior(nn.Module, ABC):
             around: The offset that the posterior is centred on, broadcastable to (..., *event).
         """
 
-    def corrected(self, params: Tensor, correction: Tensor, theta: Tensor) -> Tensor:
+    def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
         """The parameters of a posterior with a correction, which was found in another frame.
 
         Arguments:
             params: With shape (B, num_params).
             correction: What is added to them in its frame, with shape (B, num_params).
-            theta: By which angle (B,) that frame is turned against the image's, counter-clockwise.
+            pose: How that frame, the object's, is turned and sized in the image; batch (B,).
         """
         return params + correction
 

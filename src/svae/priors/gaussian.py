@@ -18,6 +18,7 @@ from torch import Tensor
 from svae.checks import at_least, image_shape_of, positive
 from svae.distributions import Normal, WrappedNormal
 from svae.geometry import pixel_size, rotate, wrap_angle
+from svae.latents import Latents
 from svae.priors.base import Prior
 
 __all__ = [
@@ -212,9 +213,12 @@ class GaussianShift(Gaussian):
             widest_px = positive("start_fraction", start_fraction) * max(height, width)
             self.unit = min(std_px, widest_px) * pixel
 
-    def corrected(self, params: Tensor, correction: Tensor, theta: Tensor) -> Tensor:
+    def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
         place, log_scale = correction.chunk(2, dim=-1)
-        return params + torch.cat((rotate(place, theta), log_scale), dim=-1)
+        place = rotate(place, pose.theta) * pose.scale.unsqueeze(-1)
+        # Widths are along the image's axes: what is found along others goes to both.
+        log_scale = log_scale.mean(-1, keepdim=True).expand_as(log_scale)
+        return params + torch.cat((place, log_scale), dim=-1)
 
 
 class GaussianLogScale(Gaussian):

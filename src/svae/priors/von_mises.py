@@ -16,6 +16,7 @@ from torch import Tensor
 from svae.checks import positive
 from svae.distributions import WrappedNormal
 from svae.geometry import rotate
+from svae.latents import Latents
 from svae.priors.base import Prior
 from svae.priors.gaussian import angle_widths
 from svae.von_mises import VonMises, concentration_of
@@ -51,6 +52,7 @@ class VonMisesAngle(Prior):
         # A network's outputs near zero mean the prior, or about a radian (kappa = 1 is 1.3) where
         # that is wider, from which no angle can be learned (`GaussianAngle` has the same).
         self.start = math.log1p(max(self.kappa, 1.0))
+        self.unit = 1.0 if self.std is None else min(self.std, 1.0)
 
     def extra_repr(self) -> str:
         return "uniform" if self.std is None else f"std={self.std:.4g}"
@@ -72,8 +74,8 @@ class VonMisesAngle(Prior):
         loc = torch.atan2(torch.where(nowhere, 0.0, y), torch.where(nowhere, 1.0, x))
         return VonMises(loc.to(params) + around, torch.expm1(length.clamp(max=_LONGEST)))
 
-    def corrected(self, params: Tensor, correction: Tensor, theta: Tensor) -> Tensor:
-        return params + rotate(correction, theta)  # of a vector, to the direction of the angle
+    def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
+        return params + rotate(correction, pose.theta)  # of a vector in the angle's direction
 
     def kl(self, q: VonMises) -> Tensor:
         return q.kl(self._at(q.loc))

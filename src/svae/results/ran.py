@@ -28,7 +28,7 @@ __all__ = ["NO_BAR", "Ran", "arguments", "check", "difference", "first_differenc
 NO_BAR = "trainer.enable_progress_bar=false"
 
 #: What settings were, in effect, before there were such settings.
-BEFORE: dict[str, Value] = {"prior.theta.start_deg": "null"}
+BEFORE: dict[str, Value] = {"prior.theta.start_deg": "null", "model.second_look": "false"}
 
 State = Literal["finished", "unfinished", "failed", "other", "not run", "left out"]
 
