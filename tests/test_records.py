@@ -18,6 +18,7 @@ TRAINING = Job("tiny/good/seed-1", 1, ("dataset=rot_digits", "seed=1"))
 OTHER = Job("tiny/good/seed-2", 2, ("dataset=rot_digits", "seed=2"))
 TESTED = Job("again/once/seed-1", 1, ("model.pose_candidates=1",), TRAINING)
 TWICE = Job("again/twice/seed-1", 1, ("model.pose_candidates=2",), TRAINING)
+NEW = {"model.second_look": "null"}  # without it, a run would be one of before it was there
 PICTURES = "$SVAE_DATA_DIR/galaxies/all.npz"
 
 
@@ -30,7 +31,7 @@ def configs():
 
 def finished() -> dict[Job, Ran]:
     """What became of all runs on the machine that has their directories."""
-    settings = {"model.z_dim": 2, "optimizer.lr": 4e-3, "model.likelihood": "null"}
+    settings = {"model.z_dim": 2, "optimizer.lr": 4e-3, "model.likelihood": "null"} | NEW
     one = Ran("finished", "", {"test/elbo": -1 / 3, "train/total_seconds": 7.0}, "a machine", "d")
     return {
         TRAINING: replace(one, settings=settings | {"seed": 1}),
@@ -88,7 +89,7 @@ def test_what_is_not_in_the_plan_or_not_here_is_kept(tmp_path):
 def test_the_folder_of_the_data_sets_may_be_another(tmp_path, monkeypatch):
     monkeypatch.setenv("SVAE_DATA_DIR", "/mnt/data")
     job = Job("tiny/a/seed-1", 1, ("dataset=images", f"dataset.path={PICTURES}", "seed=1"))
-    settings = {"dataset.path": "/mnt/data/galaxies/all.npz", "dataset.mask": "/mnt/data2/x"}
+    settings = {"dataset.path": "/mnt/data/galaxies/all.npz", "dataset.mask": "/mnt/data2/x"} | NEW
     write_records(tmp_path, {job: Ran("finished", date="d", settings=settings)})
     text = (tmp_path / "tiny.json").read_text()
     assert f'"{PICTURES}"' in text
@@ -132,7 +133,9 @@ def test_what_is_begun_is_to_be_finished_and_the_page_has_its_record(tmp_path, s
 
 def test_what_came_before_a_setting_is_not_what_its_default_is_now():
     """But on a lattice, where nothing starts so, the setting tells nothing."""
-    overrides = "dataset=rot_digits", "prior=uniform", "seed=1"
+    default = Job("tiny/good/seed-1", 1, ("dataset=rot_digits", "seed=1"))
+    assert difference(default, {"seed": 1}).startswith("model.second_look=")
+    overrides = "dataset=rot_digits", "prior=uniform", "model.second_look=false", "seed=1"
     job = Job("tiny/good/seed-1", 1, overrides)
     assert difference(job, {"seed": 1}).startswith("prior.theta.start_deg='null', not 17")
     assert not difference(job, {"seed": 1, "prior.theta.start_deg": 17.0})
