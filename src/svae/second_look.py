@@ -1,4 +1,4 @@
-r"""A second look at every image, in the pose that the first has found.
+"""A second look at every image, in the pose that the first has found.
 
 An encoder that sees an image once has to know every shape in every pose. What it says of the pose
 is enough to undo it; of an object that always stands and lies alike, more can be seen: what it
@@ -25,7 +25,8 @@ class SecondLook(nn.Module):
     """An encoder of its own that corrects what a first look has found.
 
     The posterior stays a function of the image alone, so that bounds stay bounds. No gradient goes
-    through the pose in which the image is seen.
+    through the pose in which the image is seen. Outside of the turned image are zeros: where the
+    background is something else, its corners tell the pose, and z may take it.
 
     Arguments:
         image_shape: The shape of the images, (C, H, W).
