@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from svae.distributions import Normal, WrappedNormal
@@ -13,7 +12,7 @@ from svae.latents import Latents
 from svae.noise import Noise
 from svae.posteriors import MeanFieldPosterior
 from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle, VonMisesAngle
-from svae.run import first_difference, resolve_second_look
+from svae.run import first_difference
 from svae.second_look import guidance
 from svae.von_mises import VonMises
 
@@ -202,21 +201,14 @@ def test_images_need_not_be_square(make_model):
     assert model.infer(torch.rand(6, 3, 5, 8)).mode().z.shape == (6, 2)
 
 
-def test_an_encoder_of_a_lattice_is_not_corrected():
-    def config(chosen, posterior):
-        node = {"second_look": chosen, "posterior": {"_target_": f"svae.posteriors.{posterior}"}}
-        model = OmegaConf.create(node)
-        resolve_second_look(model)
-        return model.second_look
-
-    assert config(None, "MeanField") is True
-    assert config(None, "Attention") is False
-    assert config(False, "MeanField") is False
+def test_null_is_two_looks_of_what_can_be_corrected(make_model):
+    """An attention has none by itself: tests/test_configs.py composes it with the same default."""
+    assert make_model(second_look=None).second_look is not None
 
 
 def test_a_run_of_before_there_was_one_has_none():
     old = {"model": {"z_dim": 2}}
-    for now, same in ((False, True), (True, False)):
+    for now, same in ((False, True), (True, False), (None, False)):
         found = first_difference(old, {"model": {"z_dim": 2, "second_look": now}}, ["model"])
         assert (found is None) is same
     assert first_difference({}, {"model": {"second_look": True}}, ["model"]) is not None

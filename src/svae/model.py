@@ -186,10 +186,6 @@ class SpatialVAE(nn.Module):
         """The prior of each inferred variable, named `z`, `theta`, `shift` and `scale`."""
         return cast(dict[str, Prior], dict(self._priors.items()))
 
-    @property
-    def _pose_units(self) -> dict[str, float]:
-        return {name: prior.unit for name, prior in self.priors.items() if name != "z"}
-
     def compile(self, *args: Any, **options: Any) -> None:
         """`torch.compile` the networks, at their first use; the rest is little beside them.
 
@@ -301,7 +297,8 @@ class SpatialVAE(nn.Module):
         final = self.posterior(corrected(params, correction, found))
         if noise is not None:
             alone = self.posterior(corrected(params.detach(), correction, found))
-            final.guidance = guidance(q, alone, self._pose_units)
+            units = {name: prior.unit for name, prior in self.priors.items() if name != "z"}
+            final.guidance = guidance(q, alone, units)
         return final
 
     def _infer_turned(self, image: Tensor, turn: Tensor, noise: Noise | None = None) -> Posterior:

@@ -22,6 +22,7 @@ from svae.module import VAEModule
 from svae.paths import data_dir
 
 __all__ = [
+    "BEFORE",
     "DECIDING",
     "NO_MATTER",
     "build_module",
@@ -34,7 +35,6 @@ __all__ = [
     "read_config",
     "resolve_hardware",
     "resolve_likelihood",
-    "resolve_second_look",
     "resolve_seed",
 ]
 
@@ -42,7 +42,7 @@ __all__ = [
 DECIDING = ("dataset", "model", "prior", "optimizer", "scheduler", "max_gradient_spike")
 
 #: What settings were, in effect, before there were such settings.
-BEFORE = {"model.second_look": False}
+BEFORE = {"model.second_look": False, "prior.theta.start_deg": None}
 
 #: Settings that do not change what a run computes.
 NO_MATTER = (
@@ -130,12 +130,6 @@ def resolve_likelihood(model: DictConfig, images: list[Tensor]) -> None:
     if model.likelihood._target_ == "svae.likelihoods.fitting":
         choose = instantiate(model.likelihood, "model.likelihood")
         model.likelihood = choose(images)
-
-
-def resolve_second_look(model: DictConfig) -> None:
-    """Put true or false in the place of `model.second_look=null`."""
-    if model.get("second_look", False) is None:
-        model.second_look = model.posterior._target_ == "svae.posteriors.MeanField"
 
 
 def resolve_seed(cfg: DictConfig) -> None:

@@ -66,7 +66,6 @@ from svae.run import (
     read_config,
     resolve_hardware,
     resolve_likelihood,
-    resolve_second_look,
 )
 from svae.signals import Signals
 from svae.status import Status, read_status, write_status
@@ -277,7 +276,6 @@ def completed(cfg: DictConfig) -> ImageDataModule:
         cfg.dataset.update(data.found())
         cfg.model.image_shape = list(data.image_shape)
         resolve_likelihood(cfg.model, data.sample())
-        resolve_second_look(cfg.model)
         resolve_hardware(cfg.trainer)
         cfg.environment = environment()
     return data

@@ -17,18 +17,16 @@ from omegaconf.errors import OmegaConfBaseException
 from svae.errors import one_line
 from svae.paths import data_dir
 from svae.results.plan import DATA, Job
+from svae.run import BEFORE
 from svae.status import read_status
 from svae.sweep import as_value
-from svae.sweep.runs import DAMAGE, LOADER, Value, composed_settings
+from svae.sweep.runs import DAMAGE, LOADER, Value, composed_settings, told
 from svae.sweep.swept import is_seed
 
 __all__ = ["NO_BAR", "Ran", "arguments", "check", "difference", "first_difference", "ran"]
 
 #: What every run is given beside its overrides.
 NO_BAR = "trainer.enable_progress_bar=false"
-
-#: What settings were, in effect, before there were such settings.
-BEFORE: dict[str, Value] = {"prior.theta.start_deg": "null", "model.second_look": "false"}
 
 State = Literal["finished", "unfinished", "failed", "other", "not run", "left out"]
 
@@ -140,7 +138,7 @@ def difference(job: Job, settings: Mapping[str, Value]) -> str:
     # A setting that came later with another default than what was done before. On a lattice, which
     # has no equation 3, it makes no difference.
     if asked.get("model.posterior._target_") == "svae.posteriors.MeanField":
-        settings = BEFORE | dict(settings)
+        settings = {name: told(value) for name, value in BEFORE.items()} | dict(settings)
     return first_difference(settings, asked)
 
 

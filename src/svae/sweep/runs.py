@@ -20,7 +20,16 @@ from svae.files import natural
 from svae.run import DECIDING, NO_MATTER
 from svae.status import Status, read_status
 
-__all__ = ["LOADER", "SECTIONS", "Run", "Value", "composed_settings", "find_runs", "read_runs"]
+__all__ = [
+    "LOADER",
+    "SECTIONS",
+    "Run",
+    "Value",
+    "composed_settings",
+    "find_runs",
+    "read_runs",
+    "told",
+]
 
 #: A setting: what is no number is told as YAML tells it.
 Value = str | int | float
@@ -253,10 +262,10 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Valu
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{name}.")
         else:
-            yield name, _told(value)
+            yield name, told(value)
 
 
-def _told(value: Any) -> Value:
+def told(value: Any) -> Value:
     """A setting as a number, or as the text that YAML has for it."""
     if isinstance(value, str) or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
@@ -269,7 +278,7 @@ def _hydra(text: str) -> dict[str, Any]:
     number = hydra["job"].get("num")
     choices = hydra["runtime"]["choices"].items()
     return {
-        "choices": {k: _told(v) for k, v in choices if not k.startswith("hydra/")},
+        "choices": {k: told(v) for k, v in choices if not k.startswith("hydra/")},
         "overrides": [o.lstrip("+~").partition("=")[0] for o in hydra["overrides"]["task"]],
         "number": number if isinstance(number, int) else math.inf,
     }
