@@ -21,6 +21,7 @@ ATTENTION = ["model=target_vae"]
 NO_POSITION = [f"model.encoder.{name}" for name in ("kernel_size=27", "padding=0", "stride=3")]
 ODD = ["model.encoder.kernel_size=27", "model.encoder.stride=2"]
 TOO_LARGE = ["model.group_order=512", "model.encoder.padding=40"]
+SOFT = ["model/posterior/sampling=soft"]
 
 
 def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
@@ -74,7 +75,7 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
         ([*ATTENTION, "model.infer_shift=false"], "infer_shift: expected true with the 289 latt"),
         ([*ATTENTION, "model.beta={shift: 2}"], "beta: expected names among z, theta, lattice"),
         ([*ATTENTION, "model.posterior.sampling.points=0"], "points: expected .* at least 1"),
-        ([*ATTENTION, "model.second_look=true"], "second_look: expected false .* Attention"),
+        ([*ATTENTION, *SOFT, "model.second_look=true"], "second_look: expected false .*truncated"),
         ([*ATTENTION, "model.pixel_focus=1"], "pixel_focus: expected a fraction below 1, got 1"),
         (["model/posterior=attention"], "attention needs an encoder with a lattice"),
         (["model/encoder=group_conv"], "mean_field takes one vector of features"),

@@ -11,9 +11,9 @@ from svae.geometry import rotate, rotate_image, transform_image, wrap_angle
 from svae.latents import Latents
 from svae.noise import Noise
 from svae.posteriors import MeanFieldPosterior
+from svae.posteriors.mean_field import guidance
 from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle, VonMisesAngle
 from svae.run import first_difference
-from svae.second_look import guidance
 from svae.von_mises import VonMises
 
 SHAPE = (1, 9, 9)

@@ -38,6 +38,7 @@ __all__ = [
     "rotate_image",
     "to_object_frame",
     "transform_image",
+    "windows_on",
     "wrap_angle",
 ]
 
@@ -123,12 +124,17 @@ def transform_image(
     grid = _grid_on(height, width, image.dtype, image.device)
     log_scale = None if log_scale is None else log_scale.to(image)
     source = to_object_frame(grid, theta.to(image), shift.to(image), log_scale)
+    return _sampled(image, source.unflatten(-2, (height, width)))
+
+
+def _sampled(image: Tensor, points: Tensor) -> Tensor:
+    """Images (B, C, H, W) at points (B, h, w, 2) in grid units: bilinear, zeros outside."""
+    height, width = image.shape[2:]
     # `grid_sample` wants y down and each axis in units of its own half side.
     half = pixel_size(height, width) / 2
-    x, y = source.unbind(-1)
-    source = torch.stack((x / (max(width - 1, 1) * half), y / (-max(height - 1, 1) * half)), -1)
-    source = source.unflatten(-2, (height, width))
-    return grid_sample(image, source, mode="bilinear", padding_mode="zeros", align_corners=True)
+    x, y = points.unbind(-1)
+    points = torch.stack((x / (max(width - 1, 1) * half), y / (-max(height - 1, 1) * half)), -1)
+    return grid_sample(image, points, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
 def remove_pose(
@@ -139,6 +145,36 @@ def remove_pose(
     if log_scale is None:
         return transform_image(image, -theta, back)
     return transform_image(image, -theta, back * torch.exp(-log_scale).unsqueeze(-1), -log_scale)
+
+
+def windows_on(
+    image: Tensor,
+    theta: Tensor,
+    shift: Tensor,
+    log_scale: Tensor,
+    shape: tuple[int, int],
+) -> Tensor:
+    """What a window shows that lies on each of K objects in every image, turned as they are.
+
+    As `remove_pose` for each of them, and of that the middle: bilinear, zeros outside.
+
+    Arguments:
+        image: Images, with shape (B, C, H, W).
+        theta: The objects' angles in radians, with shape (B, K).
+        shift: Their centres in grid units, with shape (B, K, 2).
+        log_scale: The logarithms of their sizes, with shape (B, K).
+        shape: The height h and width w of the window in pixels.
+
+    Returns:
+        The windows, with shape (B, K, C, h, w).
+    """
+    _, _, height, width = image.shape
+    step = pixel_size(height, width) / pixel_size(*shape)
+    grid = _grid_on(*shape, image.dtype, image.device) * step
+    theta, shift, log_scale = (value.to(image) for value in (theta, shift, log_scale))
+    scale = log_scale.exp()[..., None, None]
+    points = rotate(grid * scale, theta.unsqueeze(-1)) + shift.unsqueeze(-2)  # (B, K, h w, 2)
+    return _sampled(image, points).transpose(1, 2).unflatten(-1, shape)
 
 
 def rotate_image(image: Tensor, theta: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from svae.agreement import most_agreed, poses_between
 from svae.checks import at_least, image_shape_of, positive
 from svae.ctf import CTF
 from svae.elbo import ELBO
+from svae.encoders import MLP
 from svae.engine import log_likelihood_in_chunks
 from svae.geometry import (
     centre_of_mass,
@@ -35,16 +36,10 @@ from svae.latents import Latents
 from svae.likelihoods import AdditiveNoise, Likelihood
 from svae.noise import Noise
 from svae.pixels import Pixels, draw_pixels
-from svae.posteriors import (
-    Attention,
-    MeanField,
-    MeanFieldPosterior,
-    Posterior,
-    PosteriorHead,
-)
+from svae.posteriors import Attention, AttentionPosterior, Posterior, PosteriorHead
 from svae.priors import Prior
 from svae.refinement import refine
-from svae.second_look import SecondLook, guidance
+from svae.second_look import SecondLook
 
 __all__ = ["SpatialVAE"]
 
@@ -89,8 +84,11 @@ class SpatialVAE(nn.Module):
             the posterior's mode; 0 for none. No bound and no training depends on it.
         group_order: The number of rotations of a group-equivariant encoder; null for another.
         second_look: Whether a second encoder, which sees each image with the pose removed that
-            the first has found, corrects what that says (`SecondLook`); None: if the posterior is
-            `MeanField`, which alone can be corrected. Where no pose is inferred, none does.
+            the first has found, corrects what that says (`SecondLook`); None: if the posterior
+            finds few poses (`can_look_again`). Where no pose is inferred, none does.
+        second_encoder: From `image_shape` to that encoder, of one vector for each image; one like
+            `encoder` if None, or an `MLP` where that has a lattice. It sees as much around the
+            object as `encoder` has a `window` for, or all.
     """
 
     def __init__(
@@ -114,6 +112,7 @@ class SpatialVAE(nn.Module):
         refinement_steps: int = 0,
         group_order: int | None = None,
         second_look: bool | None = False,
+        second_encoder: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.image_shape = image_shape_of(image_shape)
@@ -149,14 +148,21 @@ class SpatialVAE(nn.Module):
         )
         self.second_look = None
         if second_look is None:
-            second_look = isinstance(self.posterior, MeanField)
+            second_look = self.posterior.can_look_again
         if second_look and len(wanted) > 1:
-            if not isinstance(self.posterior, MeanField):
+            if not self.posterior.can_look_again:
                 raise ValueError(
-                    "second_look: expected false for the posterior "
-                    f"{type(self.posterior).__name__}, which finds poses by its lattice"
+                    "second_look: expected false where the posterior has contents at all points "
+                    "of its lattice; with model/posterior/sampling=truncated they are few"
                 )
-            self.second_look = SecondLook(self.image_shape, encoder, sum(self.posterior.sizes))
+            if second_encoder is None:
+                second_encoder = MLP if hasattr(self.encoder, "lattice") else encoder
+            self.second_look = SecondLook(
+                self.image_shape,
+                second_encoder,
+                sum(self.posterior.sizes),
+                getattr(self.encoder, "window", None),
+            )
         if len(wanted) > 1 and not self.generator.coordinate_based:
             raise ValueError(
                 "infer_theta, infer_shift, infer_scale: expected false, because the generator "
@@ -267,13 +273,19 @@ class SpatialVAE(nn.Module):
         with torch.no_grad():
             for turn, shift in zip(turns, shifts, strict=True):
                 turn, shift = turn.expand(count), shift.expand(count, 2)
-                q = head.whole(self._params(transform_image(image, turn, shift)))
+                seen = transform_image(image, turn, shift)
+                # The whole lattice has no second look.
+                alone = self.second_look is None
+                q = head.whole(self._params(seen)) if alone else self._posterior(seen)
+                assert isinstance(q, AttentionPosterior)
                 q = q.shifted(-shift).turned(-turn)
                 modes.append(q.mode())
                 spreads.append(q.spread_of_angles())
             agreed = most_agreed(Latents.stack(modes), spreads, head.lattice)
         turn, shift = turns[agreed.number], shifts[agreed.number]
-        q = head(self._params(transform_image(image, turn, shift))).shifted(-shift).turned(-turn)
+        found = self._posterior(transform_image(image, turn, shift))
+        assert isinstance(found, AttentionPosterior)
+        q = found.shifted(-shift).turned(-turn)
         return q.turned(agreed.turn).shifted(agreed.move).added(agreed.z, agreed.log_scale)
 
     def _params(self, image: Tensor) -> Tensor:
@@ -286,20 +298,9 @@ class SpatialVAE(nn.Module):
     def _posterior(self, image: Tensor, noise: Noise | None = None) -> Posterior:
         """The posterior of images; that of a training step where its noise is given."""
         params = self._params(image)
-        q = self.posterior(params) if noise is None else self.posterior.trained(params, noise)
-        if self.second_look is None:
-            return q
-        assert isinstance(self.posterior, MeanField)
-        assert isinstance(q, MeanFieldPosterior)
-        found = q.mode().map(Tensor.detach)
-        correction = self.second_look(image, found)
-        corrected = self.posterior.corrected
-        final = self.posterior(corrected(params, correction, found))
-        if noise is not None:
-            alone = self.posterior(corrected(params.detach(), correction, found))
-            units = {name: prior.unit for name, prior in self.priors.items() if name != "z"}
-            final.guidance = guidance(q, alone, units)
-        return final
+        if self.second_look is not None:
+            return self.posterior.looked_again(params, partial(self.second_look, image), noise)
+        return self.posterior(params) if noise is None else self.posterior.trained(params, noise)
 
     def _infer_turned(self, image: Tensor, turn: Tensor, noise: Noise | None = None) -> Posterior:
         """The posterior from the images turned by `turn` (B,), the turn removed again."""

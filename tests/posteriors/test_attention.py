@@ -10,8 +10,8 @@ from tests.posteriors.by_hand import DOUBLE, SIZE_STD, SPACING, Case
 from torch.testing import assert_close
 
 from svae.agreement import most_agreed, poses_between
-from svae.encoders import GroupConv
-from svae.geometry import rotate, rotate_image, transform_image, wrap_angle
+from svae.encoders import CNN, GroupConv
+from svae.geometry import remove_pose, rotate, rotate_image, transform_image, wrap_angle
 from svae.latents import Latents
 from svae.lattice import Lattice
 from svae.metrics.bounds import importance_weighted_bound
@@ -378,6 +378,11 @@ MODELS = {
     "rotations only": {"kernel_size": 9, "padding": 0, "infer_shift": False},
     "no content": {"z_dim": 0},
     "sizes": {"infer_scale": True},
+    # Null: where points are few.
+    "two looks": {"second_look": None},
+    "two looks, sizes": {"second_look": None, "infer_scale": True},
+    "two looks, no offsets": {"second_look": None, "offsets": False, "angle": VonMisesAngle(45.0)},
+    "two looks, no content": {"second_look": None, "z_dim": 0},
 }
 
 
@@ -466,7 +471,13 @@ def quarter_turned(make_model, **options):
 
 def test_inference_follows_quarter_turns(make_model):
     """Encoder and posterior agree on what a rotation is."""
-    for options in ({}, {"group_order": 8, "kernel_size": 4, "stride": 1}):
+    for options in (
+        {},
+        {"group_order": 8, "kernel_size": 4, "stride": 1},
+        {"second_look": True},
+        {"second_look": True, "group_order": 8, "kernel_size": 4, "stride": 1},
+        {"second_look": True, "angle": VonMisesAngle()},
+    ):
         model, q, turned, quarter = quarter_turned(make_model, **options)
         expected, found = q.mode().turned(quarter), turned.mode()
         assert_close(found.z, expected.z, atol=1e-5, rtol=0)
@@ -524,7 +535,9 @@ def test_candidates_give_the_posterior_about_the_mean_of_those_that_agree(make_m
         assert value.abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("name", ["target-vae", "normal angle", "sizes", "rotations only"])
+@pytest.mark.parametrize(
+    "name", ["target-vae", "normal angle", "sizes", "rotations only", "two looks"]
+)
 def test_the_posterior_of_candidates_is_one(make_model, name):
     """Whatever pose was taken and removed, divergences are those of its own samples."""
     model = model_of(make_model, Truncated(3), **MODELS[name]).double()
@@ -539,6 +552,68 @@ def test_the_posterior_of_candidates_is_one(make_model, name):
     assert (ratio.mean(0) < total + error).all()
     # Other poses were seen than that of the image as it is.
     assert (q.mode().theta - model.infer(images, candidates=1).mode().theta).abs().max() > 1e-6
+
+
+# ---- a second look
+
+
+def test_a_second_look_corrects_every_point_under_its_own_pose(make_model, monkeypatch):
+    """Written out for one point after another: weight, content and angle."""
+    model = model_of(make_model, Truncated(3), second_look=True).double()
+    images = torch.rand(2, *SHAPE, dtype=DOUBLE)
+    seen = []
+    model.second_look.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        first, q = model.posterior(model._params(images)), model.infer(images)
+        (windows,) = seen
+        correction = model.second_look.head(model.second_look.encoder(windows)).view(2, 3, -1)
+        factors, shift = first.at()
+        corrected, corrected_shift = q.at()
+    for i in range(3):
+        pose = factors["theta"].mode[:, i], shift[:, i]
+        upright = remove_pose(images, *pose)[..., 2:7, 2:7]  # 5 of 9 pixels: the kernel's
+        assert_close(windows.view(2, 3, 1, 5, 5)[:, i], upright)
+    assert_close(q.log_weights, (first.log_weights + correction[..., 0]).log_softmax(1))
+    assert_close(corrected["z"].mode, factors["z"].mode + correction[..., 1:3])
+    unit = math.pi / 4  # half of the way between two of four rotations
+    moved = factors["theta"].mode + unit * correction[..., 5]
+    assert_close(corrected["theta"].mode, moved)
+    assert torch.equal(corrected_shift, shift)
+
+
+def test_training_guides_the_weights_of_the_first_look(make_model):
+    model = model_of(make_model, Truncated(3, explore=0), second_look=True)
+    images, noise = torch.rand(4, *SHAPE), Noise(0, 3, torch.arange(4))
+    trained = model.training_elbo(images, noise, 0)
+    first, final = model.posterior(model._params(images)), model.infer(images)
+    p, q = (posterior.log_weights for posterior in (final, first))
+    assert_close(trained.guidance, (p.exp() * (p - q)).sum(1))
+    assert (trained.guidance > 0).all()
+    assert_close(trained.objective(), trained.value - trained.guidance)
+    assert model.elbo(images, noise).guidance is None
+    # The first look follows; the second says what it says.
+    trained.guidance.sum().backward()
+    assert model.posterior.head.weight.grad[0].any()
+    assert not model.posterior.head.weight.grad[1:].any()
+    assert model.second_look.head.weight.grad is None
+
+
+def test_whole_lattices_have_no_second_look(make_model):
+    for sampling in (Soft(), StraightThrough()):
+        with pytest.raises(ValueError, match="second_look: expected false .*sampling=truncated"):
+            model_of(make_model, sampling, second_look=True)
+        assert model_of(make_model, sampling, second_look=None).second_look is None
+    assert model_of(make_model, Truncated(3), second_look=None).second_look is not None
+
+
+def test_the_second_encoder_may_be_another(make_model):
+    cnn = partial(CNN, channels=2, convolutions=1, kernel_size=3, hidden=7)
+    model = model_of(make_model, second_look=True, second_encoder=cnn)
+    assert isinstance(model.second_look.encoder, CNN)
+    assert model.second_look.encoder(torch.rand(2, 1, 5, 5)).shape == (2, 7)
+    lattice = partial(GroupConv, group_order=4, channels=4, kernel_size=3, padding=0)
+    with pytest.raises(ValueError, match="second_encoder: .* GroupConv has them at 36 lattice"):
+        model_of(make_model, second_look=True, second_encoder=lattice)
 
 
 # ---- errors

@@ -87,6 +87,8 @@ class GroupConv(nn.Module):
         in_channels, height, width = image_shape_of(image_shape)
         self.group_order = at_least("group_order", group_order, 1)
         self.kernel_size = at_least("kernel_size", kernel_size, 1)
+        #: How much of an image is looked at as one object, in pixels.
+        self.window = (kernel_size, kernel_size) if kernel_size > 1 else None
         self.stride = at_least("stride", stride, 1)
         if kernel_size > min(height, width):
             raise ValueError(

@@ -46,6 +46,9 @@ _ON_POSITION = 1e-4
 class Sampling(Protocol):
     """How an attention posterior is used; see `svae.posteriors.sampling`."""
 
+    #: Whether it cuts the posterior to a few points.
+    cuts: bool
+
     def reported(self, q: AttentionPosterior) -> AttentionPosterior:
         """The posterior that the network stands for: what is evaluated."""
 
@@ -69,6 +72,7 @@ class AttentionPosterior:
         sampler: How `rsample` samples, where it does not draw points and then what is at them.
         gives_bound: Whether what `rsample` gives is a sample of the posterior, so that the ELBO
             estimated from it is a bound.
+        guidance: What training subtracts beside the divergences (B,), if anything.
     """
 
     head: Attention
@@ -79,7 +83,7 @@ class AttentionPosterior:
     more: Mapping[str, Tensor] | None = None
     sampler: Callable[[AttentionPosterior, int, Noise], tuple[Latents, Tensor]] | None = None
     gives_bound: bool = True
-    guidance = None
+    guidance: Tensor | None = None
 
     # ---- the lattice
 
@@ -387,6 +391,8 @@ class Attention(PosteriorHead):
         around = _around(priors, angles, deviates)
         sizes = [1, *(prior.num_params for prior in around.values())]
         super().__init__(in_features, sizes, around, terms=[*around, "lattice"])
+        # The methods only, as of the families.
+        self.corrections = {name: prior.corrected for name, prior in around.items()}
         self.sampling = sampling
         self.deviates = deviates
         self.shape = lattice.shape
@@ -454,6 +460,41 @@ class Attention(PosteriorHead):
 
     def trained(self, params: Tensor, noise: Noise) -> AttentionPosterior:
         return self.sampling.trained(self.whole(params), noise)
+
+    @property
+    def can_look_again(self) -> bool:
+        """Whether the sampling leaves a few points only: each needs a look of its own."""
+        return self.sampling.cuts
+
+    def looked_again(
+        self, params: Tensor, look: Callable[[Latents], Tensor], noise: Noise | None = None
+    ) -> AttentionPosterior:
+        """The posterior with the weight and the contents of every point corrected.
+
+        The pose of each point is a hypothesis of its own, under which a second look sees the
+        object as if it lay so. The first look, which decides what points there are, is guided by
+        KL(final || first) of their weights.
+        """
+        q = self(params) if noise is None else self.trained(params, noise)
+        factors, shift = q.at()
+        modes = {name: factor.mode for name, factor in factors.items()}
+        found = q.latents(modes, shift).map(Tensor.detach)
+        of_weight, *of_rest = look(found).split(self.sizes, dim=-1)
+        # What an angle deviates by is counted from that of the point's rotation.
+        pose = replace(found, theta=found.theta - self.offsets[q.rows() % len(self.angles)])
+        parts = q.params.split(self.sizes[1:], dim=-1)
+        corrected = [
+            correct(part, more, pose)
+            for correct, part, more in zip(self.corrections.values(), parts, of_rest, strict=True)
+        ]
+        log_weights = (q.log_weights + of_weight.squeeze(-1)).log_softmax(1)
+        guidance = None
+        if noise is not None:
+            final = log_weights.detach()
+            guidance = (final.exp() * (final - q.log_weights)).sum(1)
+        return replace(
+            q, log_weights=log_weights, params=torch.cat(corrected, -1), guidance=guidance
+        )
 
     def whole(self, params: Tensor) -> AttentionPosterior:
         """The posterior over the whole lattice, before `sampling` makes of it what is used."""

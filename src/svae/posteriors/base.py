@@ -1,7 +1,7 @@
 """What an approximate posterior answers; training, evaluation and figures ask only this."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -98,3 +98,20 @@ class PosteriorHead(nn.Module, ABC):
     def trained(self, params: Tensor, noise: Noise) -> Posterior:
         """The posterior in the training step that `noise` belongs to."""
         return self(params)
+
+    @property
+    @abstractmethod
+    def can_look_again(self) -> bool:
+        """Whether the poses that it finds are few enough for `looked_again`."""
+
+    @abstractmethod
+    def looked_again(
+        self, params: Tensor, look: Callable[[Latents], Tensor], noise: Noise | None = None
+    ) -> Posterior:
+        """The posterior after a second look at each image in the poses found (`SecondLook`).
+
+        Arguments:
+            params: What the first look gave, as for `forward`.
+            look: From poses, batch (B, K), to corrections (B, K, sum(sizes)) in their frames.
+            noise: Of the training step, for the posterior that is trained; it has `guidance` then.
+        """

@@ -9,7 +9,7 @@ References:
     (Bepler et al., 2019), section 2.2 and equation 4.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -23,7 +23,10 @@ from svae.noise import Noise
 from svae.posteriors.base import PosteriorHead
 from svae.priors import Prior
 
-__all__ = ["MeanField", "MeanFieldPosterior"]
+__all__ = ["MeanField", "MeanFieldPosterior", "guidance"]
+
+#: The part of its unit that an angle or a position counts as known to for `guidance`.
+_SHARPEST = 0.05
 
 
 class MeanFieldPosterior:
@@ -127,12 +130,29 @@ class MeanField(PosteriorHead):
         super().__init__(in_features, sizes, priors, terms=list(priors))
         # The methods only, as of the families.
         self.corrections = {name: prior.corrected for name, prior in priors.items()}
+        self.units = {name: prior.unit for name, prior in priors.items() if name != "z"}
 
     def forward(self, params: Tensor) -> MeanFieldPosterior:
         """The posterior of each image, from parameters with shape (B, n)."""
         parts = params.split(self.sizes, dim=-1)
         pairs = zip(self.families.items(), parts, strict=True)
         return MeanFieldPosterior({name: family(part) for (name, family), part in pairs})
+
+    @property
+    def can_look_again(self) -> bool:
+        return True
+
+    def looked_again(
+        self, params: Tensor, look: Callable[[Latents], Tensor], noise: Noise | None = None
+    ) -> MeanFieldPosterior:
+        first = self(params)
+        found = first.mode().map(Tensor.detach)
+        correction = look(found.map(lambda value: value.unsqueeze(1))).squeeze(1)
+        final = self(self.corrected(params, correction, found))
+        if noise is not None:
+            alone = self(self.corrected(params.detach(), correction, found))
+            final.guidance = guidance(first, alone, self.units)
+        return final
 
     def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
         """Parameters (B, n) with a correction (B, n) that was found in an object's frame.
@@ -149,3 +169,27 @@ class MeanField(PosteriorHead):
             strict=True,
         )
         return torch.cat([correct(part, more, pose) for correct, part, more in parts], dim=-1)
+
+
+def guidance(
+    first: MeanFieldPosterior, final: MeanFieldPosterior, units: Mapping[str, float]
+) -> Tensor:
+    """How far the pose of the first look is from the final one, with shape (B,).
+
+    Subtracted from what training maximises, it has the first look learn to say at once what the
+    second then corrects it to. Without it nothing does: any first pose will do if the second
+    corrects it, and the images seen at the second look stay in as many poses as before. Of each
+    variable it is sqrt(1 + d^2) - 1 of their distance d in standard deviations of the final one.
+
+    Arguments:
+        first: The posterior at the first look.
+        final: That after the second, of which the correction alone may have a gradient: so the
+            correction shrinks as the first look follows. If it did not, or with d^2 / 2, both
+            would run off, one after the other.
+        units: The unit of each part of the pose, by its name.
+    """
+    apart = []
+    for name, unit in units.items():
+        found = first.factors[name].mode
+        apart.append(torch.sqrt(1 + final.factors[name].distance(found, _SHARPEST * unit)) - 1)
+    return torch.stack(apart).sum(0)

@@ -39,6 +39,8 @@ class Soft:
         temperature: tau.
     """
 
+    cuts = False
+
     def __init__(self, temperature: float = 1.0) -> None:
         self.temperature = positive("temperature", temperature)
 
@@ -76,6 +78,8 @@ class StraightThrough:
         final_temperature: tau after `anneal_steps`.
         anneal_steps: The number of training steps over which it falls.
     """
+
+    cuts = False
 
     def __init__(
         self,
@@ -137,6 +141,8 @@ class Truncated:
         explore: The scale of the Gumbel noise that the log-probabilities get before the k best
             are taken in training: 0 takes the best, 1 draws from q.
     """
+
+    cuts = True
 
     def __init__(self, points: int = 4, explore: float = 1.0) -> None:
         self.points = at_least("points", points, 1)
