@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from svae.constants import Constant
-from svae.geometry import wrap_angle
+from svae.geometry import rotate, wrap_angle
 from svae.noise import Noise
 
-__all__ = ["Distribution", "Normal", "WrappedNormal"]
+__all__ = ["Distribution", "Exactly", "IsotropicNormal", "Normal", "WrappedNormal"]
 
 _LOG_TWO_PI = math.log(2 * math.pi)
 
@@ -98,6 +98,54 @@ class Normal:
         """Log-density in nats, with shape (..., B), of values with shape (..., B, *event)."""
         standard = (value - self.loc) * torch.exp(-self.log_scale)
         return self.sum_event(-0.5 * (standard**2 + _LOG_TWO_PI) - self.log_scale)
+
+
+class IsotropicNormal(Normal):
+    """A normal position, as wide in every direction: `log_scale` has the same in both."""
+
+    def placed(self, angle: Tensor, place: Tensor) -> "IsotropicNormal":
+        """Turned about the origin by `angle` (B,), then moved by `place` (B, 2)."""
+        return IsotropicNormal(rotate(self.loc, angle) + place, self.log_scale, self.event_dims)
+
+
+class Exactly:
+    """A vector that is known exactly: a probability mass of one.
+
+    Arguments:
+        mode: The value, with shape (..., n).
+    """
+
+    #: How far from it a value counts as another, by rounding.
+    _ROUNDING = 1e-4
+
+    def __init__(self, mode: Tensor) -> None:
+        self.mode = mode
+
+    @property
+    def stddev(self) -> Tensor:
+        """Zeros, with the shape of the mode."""
+        return torch.zeros_like(self.mode)
+
+    def rsample(self, count: int, noise: Noise, purpose: str) -> Tensor:
+        """The mode, `count` times."""
+        return self.mode.expand(count, *self.mode.shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-mass, with shape (...): zero, or minus infinity at other values (..., n)."""
+        return self.log_prob_of(value - self.mode)
+
+    @staticmethod
+    def log_prob_of(offset: Tensor) -> Tensor:
+        """Log-mass of values that are `offset` (..., n) from the mode."""
+        elsewhere = offset.norm(dim=-1) > Exactly._ROUNDING
+        return torch.zeros_like(offset[..., 0]).masked_fill(elsewhere, -torch.inf)
+
+    def turned(self, angle: Tensor) -> "Exactly":
+        raise TypeError("only angles are turned")
+
+    def distance(self, value: Tensor, narrowest: float) -> Tensor:
+        """The squared distance in units of `narrowest`."""
+        return (value - self.mode).square().sum(-1) / narrowest**2
 
 
 class WrappedNormal(Normal):

@@ -42,7 +42,11 @@ __all__ = [
 DECIDING = ("dataset", "model", "prior", "optimizer", "scheduler", "max_gradient_spike")
 
 #: What settings were, in effect, before there were such settings.
-BEFORE = {"model.second_look": False, "prior.theta.start_deg": None}
+BEFORE = {
+    "model.posterior.shift_offsets": False,
+    "model.second_look": False,
+    "prior.theta.start_deg": None,
+}
 
 #: Settings that do not change what a run computes.
 NO_MATTER = (

@@ -308,11 +308,11 @@ def test_content_moves_at_every_point(case):
         assert_close(mean, moved.mode().z)
         assert_close(std, q.representation()[:, case.z_dim :])
         kl, before = moved.kl(case.priors()), q.kl(case.priors())
-        weights, z = q.log_weights.exp(), q.at()[0]["z"].mode
+        weights, z = q.log_weights.exp(), q.at()["z"].mode
         more = (weights * (z * by.unsqueeze(1) + by.unsqueeze(1) ** 2 / 2).sum(-1)).sum(1)
         assert_close(kl.pop("z"), before.pop("z") + more)
         if case.sized:
-            size, by_size = q.at()[0]["scale"].mode, larger.unsqueeze(1)
+            size, by_size = q.at()["scale"].mode, larger.unsqueeze(1)
             more = (weights * (size * by_size + by_size**2 / 2)).sum(1) / SIZE_STD**2
             assert_close(kl.pop("scale"), before.pop("scale") + more)
         assert_close(kl, before)
@@ -567,10 +567,9 @@ def test_a_second_look_corrects_every_point_under_its_own_pose(make_model, monke
         first, q = model.posterior(model._params(images)), model.infer(images)
         (windows,) = seen
         correction = model.second_look.head(model.second_look.encoder(windows)).view(2, 3, -1)
-        factors, shift = first.at()
-        corrected, corrected_shift = q.at()
+        factors, corrected = first.at(), q.at()
     for i in range(3):
-        pose = factors["theta"].mode[:, i], shift[:, i]
+        pose = factors["theta"].mode[:, i], factors["shift"].mode[:, i]
         upright = remove_pose(images, *pose)[..., 2:7, 2:7]  # 5 of 9 pixels: the kernel's
         assert_close(windows.view(2, 3, 1, 5, 5)[:, i], upright)
     assert_close(q.log_weights, (first.log_weights + correction[..., 0]).log_softmax(1))
@@ -578,7 +577,7 @@ def test_a_second_look_corrects_every_point_under_its_own_pose(make_model, monke
     unit = math.pi / 4  # half of the way between two of four rotations
     moved = factors["theta"].mode + unit * correction[..., 5]
     assert_close(corrected["theta"].mode, moved)
-    assert torch.equal(corrected_shift, shift)
+    assert torch.equal(corrected["shift"].mode, factors["shift"].mode)
 
 
 def test_training_guides_the_weights_of_the_first_look(make_model):

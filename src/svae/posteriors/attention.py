@@ -2,15 +2,17 @@ r"""The posterior of TARGET-VAE: attention over a lattice of positions t and rot
 
 .. math:: q(z, \theta, t, r | y) = q(t, r | y) \, q(\theta | t, r, y) \, q(z | t, r, y)
 
-The object lies on a lattice position; its angle deviates from that of a lattice rotation. With
-the prior :math:`p(t) p(r) p(\theta | r) p(z)`, the divergence is
+The object lies on a lattice position, as published, or deviates from it (`shift_offsets`: one
+factor :math:`q(\Delta x | t, r, y)` more, with a prior :math:`p(\Delta x | t)`); its angle
+deviates from that of a lattice rotation. With the prior :math:`p(t) p(r) p(\theta | r) p(z)`, the
+divergence is
 
 .. math:: KL(q(t, r) || p(t) p(r)) + \sum_{t, r} q(t, r)
           [KL(q(\theta | t, r) || p(\theta | r)) + KL(q(z | t, r) || p(z))],
 
 exactly, as a sum over the lattice. What :math:`p(r) p(\theta | r)` a prior on the angle becomes,
-and how near their marginal is to it, is said at its `on_lattice`. A size, where that is inferred,
-is so at each point, as z is.
+and how near their marginal is to it, is said at its `on_lattice`; of the position, at `between`. A
+size, where that is inferred, is so at each point, as z is.
 
 References:
     Unsupervised object representation learning using translation and rotation group equivariant
@@ -27,7 +29,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from svae.distributions import Distribution
+from svae.distributions import Distribution, Exactly
 from svae.geometry import rotate, wrap_angle
 from svae.latents import Latents
 from svae.lattice import Lattice
@@ -38,9 +40,6 @@ from svae.priors import Prior
 __all__ = ["Attention", "AttentionPosterior", "Sampling"]
 
 Priors = Mapping[str, Prior]
-
-# In grid units: a shift farther than this from every position is not on the lattice.
-_ON_POSITION = 1e-4
 
 
 class Sampling(Protocol):
@@ -122,22 +121,20 @@ class AttentionPosterior:
             len(self.params), -1
         )
 
-    def at(self, columns: Tensor | None = None) -> tuple[dict[str, Distribution], Tensor]:
-        """What is inferred at points: the distribution of each variable, and the position.
+    def at(self, columns: Tensor | None = None) -> dict[str, Distribution]:
+        """What is inferred at points: the distribution of each variable, the position among them.
 
         Arguments:
             columns: Which of the points, with shape (B, m); they may repeat. All by default.
 
         Returns:
-            Distributions of values with shape (B, m, *event), and positions (B, m, 2); positions
-            and angles around those of the lattice in its frame, other angles in the image's.
+            Distributions of values with shape (B, m, *event); positions, and angles around those
+            of the lattice, in its frame, other angles in the image's.
         """
         rows, params = self.rows(), self.params
         if columns is not None:
             rows, params = _columns(rows, columns), _columns(params, columns)
-        rotations = len(self.lattice.angles)
-        q = self._framed(self.head.conditionals(params, rows % rotations, self.more))
-        return q, self.lattice.shifts[rows // rotations]
+        return self._framed(self.head.conditionals(params, rows, self.more))
 
     def _framed(self, q: dict[str, Distribution]) -> dict[str, Distribution]:
         """An angle that is no deviation from the lattice's has its prior in the image's frame."""
@@ -145,17 +142,17 @@ class AttentionPosterior:
             return q
         return q | {"theta": q["theta"].turned(self.frame[0].unsqueeze(-1))}
 
-    def latents(self, values: Mapping[str, Tensor], shift: Tensor) -> Latents:
-        """Latents in the image's frame, of values and shifts (..., B, 2) as `at` gives them."""
-        latents = Latents.of({**values, "shift": shift})
+    def latents(self, values: Mapping[str, Tensor]) -> Latents:
+        """Latents in the image's frame, of values (..., B, *event) as `at` gives them."""
+        latents = Latents.of(values)
         if self.frame is None:
             return latents
         angle, centre = self.frame
         theta = latents.theta + angle * self.head.deviates
-        return replace(latents, theta=theta, shift=rotate(shift + centre, angle))
+        return replace(latents, theta=theta, shift=rotate(latents.shift + centre, angle))
 
     def _as_at(self, latents: Latents) -> Latents:
-        """The inverse of `latents`: values and shifts as `at` gives them."""
+        """The inverse of `latents`: values as `at` gives them."""
         if self.frame is None:
             return latents
         angle, centre = self.frame
@@ -170,8 +167,7 @@ class AttentionPosterior:
         turn = 0.0 if self.frame is None else self.frame[0].unsqueeze(-1)
         if self.head.deviates:
             return self.weights.sum(1), self.lattice.angles + turn
-        q, _ = self.at()
-        return self.log_weights.exp(), q["theta"].mode
+        return self.log_weights.exp(), self.at()["theta"].mode
 
     # ---- samples
 
@@ -184,19 +180,18 @@ class AttentionPosterior:
     def rsample(self, count: int, noise: Noise) -> tuple[Latents, Tensor]:
         if self.sampler is not None:
             return self.sampler(self, count, noise)
-        q, shift = self.at(self.sample_points(count, noise))
+        q = self.at(self.sample_points(count, noise))
         values = {name: d.rsample(1, noise, name)[0].transpose(0, 1) for name, d in q.items()}
-        latents = self.latents(values, shift.transpose(0, 1))
+        latents = self.latents(values)
         return latents, torch.full_like(latents.theta, 1 / count)
 
     def enumerate(self, count: int, noise: Noise) -> tuple[Latents, Tensor]:
         """`count` samples at every point (count * M, B), weighted by the points' probabilities."""
-        q, shift = self.at()
         values = {
             name: d.rsample(count, noise, name).transpose(1, 2).flatten(0, 1)
-            for name, d in q.items()
+            for name, d in self.at().items()
         }
-        latents = self.latents(values, shift.transpose(0, 1).repeat(count, 1, 1))
+        latents = self.latents(values)
         return latents, self.log_weights.exp().t().repeat(count, 1) / count
 
     # ---- summaries
@@ -206,11 +201,10 @@ class AttentionPosterior:
 
     def mode(self) -> Latents:
         """The mode at the most probable lattice point."""
-        q, shift = self.at(self._best())
-        return self.latents({name: d.mode[:, 0] for name, d in q.items()}, shift[:, 0])
+        return self.latents({name: d.mode[:, 0] for name, d in self.at(self._best()).items()})
 
     def representation(self) -> Tensor:
-        z = self.at(self._best())[0]["z"]
+        z = self.at(self._best())["z"]
         return torch.cat((z.mode, z.stddev), dim=-1).squeeze(1)
 
     def uncertainty(self) -> Latents:
@@ -219,7 +213,7 @@ class AttentionPosterior:
         .. math:: \sqrt{-2 \log |E e^{i \theta}|}
         """
         weights = self.log_weights.exp()
-        q, shift = self.at()
+        q = self.at()
         std = {"z": _spread(weights, q["z"].mode, q["z"].stddev)}
         if "theta" in q:
             loc, part = q["theta"].mode, weights * torch.exp(-0.5 * q["theta"].stddev ** 2)
@@ -228,9 +222,11 @@ class AttentionPosterior:
         if "scale" in q:
             parts = (value.unsqueeze(-1) for value in (q["scale"].mode, q["scale"].stddev))
             std["scale"] = _spread(weights, *parts).squeeze(-1)
+        shift = q["shift"].mode
         if self.frame is not None:
             shift = rotate(shift, self.frame[0].unsqueeze(-1))
-        return Latents.of(std | {"shift": _spread(weights, shift, torch.zeros_like(shift))})
+        # As wide along any axis: no frame matters.
+        return Latents.of(std | {"shift": _spread(weights, shift, q["shift"].stddev)})
 
     def turned(self, angle: Tensor) -> AttentionPosterior:
         """The posterior of the latents of the images turned by `angle` (B,).
@@ -267,7 +263,9 @@ class AttentionPosterior:
         self, priors: Priors, divergence: Callable[[Prior, Distribution], Tensor]
     ) -> dict[str, Tensor]:
         weights = self.log_weights.exp()
-        log_prior = self._log_lattice_prior(priors).flatten(1).expand(len(weights), -1)
+        positions, rotations = self._log_lattice_prior(priors)
+        log_prior = (positions.unsqueeze(-1) + rotations.unsqueeze(-2)).flatten(1)
+        log_prior = log_prior.expand(len(weights), -1)
         # Divergences of the deviations: to turn or to move both sides changes nothing.
         q = self._framed(self.head.conditionals(self.params, more=self.more))
         around = self.head.around(priors)
@@ -275,39 +273,43 @@ class AttentionPosterior:
         excess = self.log_weights - _columns(log_prior, self.rows())
         return terms | {"lattice": (weights * excess).sum(1)}
 
-    def _log_lattice_prior(self, priors: Priors) -> Tensor:
-        """Log-probabilities of the points under the prior, with shape (B or 1, P, R)."""
-        angles, shifts = self.lattice.angles, self.lattice.shifts
+    def _log_lattice_prior(self, priors: Priors) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of positions (B or 1, P) and rotations (B or 1, R) under the prior."""
+        angles, shifts = self.lattice.angles[None], self.lattice.shifts[None]
         if self.frame is not None:
             angles = wrap_angle(angles + self.frame[0].unsqueeze(-1))
             # The prior of a shift has no preferred direction: turned or not, it is the same.
             shifts = shifts + self.frame[1].unsqueeze(-2)
-        rotations = self.head.log_rotations(priors, angles)
-        positions = self.head.log_positions(priors, shifts)
-        return (positions.unsqueeze(-1) + rotations.unsqueeze(-2)).reshape(
-            -1, len(self.head.shifts), len(self.head.angles)
+        return (
+            self.head.log_positions(priors, shifts),
+            self.head.log_rotations(priors, angles),
         )
 
     def log_prior(self, latents: Latents, priors: Priors) -> Tensor:
-        """Log prior density of content, angle and size, and log prior mass of the position.
+        """Log prior density of content, angle and size, and of the position its density or mass.
 
-        The angle's is the marginal over the rotations of the prior that the divergence has.
+        These are the marginals over the lattice of the prior that the divergence has.
         """
-        position, off = self._position_of(latents)
-        log_lattice = self._log_lattice_prior(priors).expand(len(self.params), -1, -1)
-        log_prior = log_lattice[torch.arange(len(log_lattice)), position]  # (..., B, R)
+        around, back = self.head.around(priors), self._as_at(latents)
+        positions, rotations = self._log_lattice_prior(priors)
         if "theta" in priors:
-            deviation = self._as_at(latents).theta.unsqueeze(-1) - self.head.offsets
-            log_prior = log_prior + self.head.around(priors)["theta"].log_prob(deviation)
-        log_prior = log_prior.logsumexp(-1) + priors["z"].log_prob(latents.z)
+            deviation = back.theta.unsqueeze(-1) - self.head.offsets
+            rotations = rotations + around["theta"].log_prob(deviation)
+        from_each = back.shift.unsqueeze(-2) - self.lattice.shifts  # (..., B, P, 2)
+        if "shift" in around:
+            positions = positions + around["shift"].log_prob(from_each)
+        else:
+            positions = positions + Exactly.log_prob_of(from_each)
+        log_prior = positions.logsumexp(-1) + rotations.logsumexp(-1)
+        log_prior = log_prior + priors["z"].log_prob(latents.z)
         if "scale" in priors:
             log_prior = log_prior + priors["scale"].log_prob(latents.log_scale)
-        return log_prior.masked_fill(off, -torch.inf)
+        return log_prior
 
     def log_prob(self, latents: Latents) -> Tensor:
-        """Log-density of content, angle and size, and log-mass of the position, (..., B).
+        """Log-density, with shape (..., B); of a position that lies on the lattice, log-mass.
 
-        Summed over the rotations; minus infinity off the lattice.
+        Summed over the lattice; where positions lie on it, minus infinity off them.
         """
         *several, batch = latents.theta.shape
         # Not -1 for their number: z may be empty.
@@ -321,34 +323,20 @@ class AttentionPosterior:
 
     def _log_prob(self, latents: Latents) -> Tensor:
         """`log_prob` of latents with shape (B, ...)."""
-        position, off = self._position_of(latents)
-        rotations = len(self.lattice.angles)
-        if self.points is None:
-            # The points at that position are all its rotations, one after another.
-            first = position.unsqueeze(-1) * rotations
-            columns = first + torch.arange(rotations, device=first.device)
-            elsewhere = torch.zeros_like(columns, dtype=torch.bool)
-        else:
-            columns = torch.arange(self.points.shape[1], device=position.device)
-            columns = columns.expand(len(position), -1)
-            elsewhere = self.points // rotations != position.unsqueeze(-1)
         back = self._as_at(latents).values()
-        log_prob = self.log_weights.gather(1, columns)
-        for name, q in self.at(columns)[0].items():
+        columns = None
+        if self.points is None and not self.head.between:
+            # Only the points at that position count: its rotations, one after another. Matrix
+            # products would lose the last digits of small distances.
+            exact = "donot_use_mm_for_euclid_dist"
+            distance = torch.cdist(back["shift"], self.lattice.shifts, compute_mode=exact)
+            rotations = len(self.lattice.angles)
+            first = distance.argmin(-1, keepdim=True) * rotations
+            columns = first + torch.arange(rotations, device=first.device)
+        log_prob = self.log_weights if columns is None else self.log_weights.gather(1, columns)
+        for name, q in self.at(columns).items():
             log_prob = log_prob + q.log_prob(back[name].unsqueeze(1))
-        return (
-            log_prob.masked_fill(elsewhere, -torch.inf).logsumexp(1).masked_fill(off, -torch.inf)
-        )
-
-    def _position_of(self, latents: Latents) -> tuple[Tensor, Tensor]:
-        """The position (..., B) that each shift lies on, and whether it lies on none."""
-        shift = self._as_at(latents).shift
-        # Matrix products would lose the last digits of small distances.
-        exact = "donot_use_mm_for_euclid_dist"
-        flat = shift.flatten(0, -2)
-        distance, nearest = torch.cdist(flat, self.lattice.shifts, compute_mode=exact).min(-1)
-        shape = shift.shape[:-1]
-        return nearest.reshape(shape), (distance > _ON_POSITION).reshape(shape)
+        return log_prob.logsumexp(1)
 
 
 class Attention(PosteriorHead):
@@ -361,6 +349,8 @@ class Attention(PosteriorHead):
         sampling: How the lattice is sampled: an object of `svae.posteriors.sampling`.
         offsets: Whether the angle at a point is a deviation from that of its rotation. Without,
             it has its whole prior at each of them.
+        shift_offsets: Whether the position of a point is a deviation from the lattice's, too.
+            Without, it lies on the lattice, as published.
     """
 
     def __init__(
@@ -370,6 +360,7 @@ class Attention(PosteriorHead):
         lattice: Lattice | None,
         sampling: Sampling,
         offsets: bool = True,
+        shift_offsets: bool = False,
     ) -> None:
         if lattice is None:
             raise ValueError(
@@ -388,13 +379,14 @@ class Attention(PosteriorHead):
             )
         angles = lattice.angles.float()
         deviates = offsets and rotations > 1
-        around = _around(priors, angles, deviates)
+        self.spacing = lattice.spacing * shift_offsets
+        around = self._around(priors, angles, deviates)
         sizes = [1, *(prior.num_params for prior in around.values())]
         super().__init__(in_features, sizes, around, terms=[*around, "lattice"])
         # The methods only, as of the families.
         self.corrections = {name: prior.corrected for name, prior in around.items()}
         self.sampling = sampling
-        self.deviates = deviates
+        self.deviates, self.between = deviates, "shift" in around
         self.shape = lattice.shape
         self.register_buffer("angles", angles, persistent=False)
         self.register_buffer("shifts", lattice.shifts.float(), persistent=False)
@@ -412,8 +404,22 @@ class Attention(PosteriorHead):
         return Lattice(self.angles, self.shifts, self.shape)
 
     def around(self, priors: Priors) -> dict[str, Prior]:
-        """The prior of what is inferred at a point: of `z`, the angle's deviation and the size."""
-        return _around(priors, self.angles, self.deviates)
+        """The prior of what is inferred at a point: of `z`, of deviations, and of the size."""
+        return self._around(priors, self.angles, self.deviates)
+
+    def _around(self, priors: Priors, angles: Tensor, deviates: bool) -> dict[str, Prior]:
+        found = {name: priors[name] for name in ("z", "theta", "scale") if name in priors}
+        if deviates:
+            deviation = priors["theta"].on_lattice(angles)[1]
+            if deviation is None:
+                raise ValueError(
+                    f"prior.theta: {type(priors['theta']).__name__} leaves nothing between the "
+                    "rotations of a lattice; use model.posterior.offsets=false"
+                )
+            found["theta"] = deviation
+        if self.spacing:
+            found["shift"] = priors["shift"].between(self.spacing)
+        return found
 
     def log_rotations(self, priors: Priors, angles: Tensor) -> Tensor:
         """Log prior probabilities of rotations by `angles`, with shape (..., R)."""
@@ -425,6 +431,8 @@ class Attention(PosteriorHead):
         """Log prior probabilities of positions `shifts` (..., P, 2), with shape (..., P)."""
         if "shift" not in priors:
             return torch.zeros_like(shifts[..., 0])
+        if self.spacing:
+            return priors["shift"].between(self.spacing).log_weights(shifts)
         log_weights, around = priors["shift"].on_lattice(shifts)
         if around is not None:
             raise ValueError(
@@ -436,23 +444,30 @@ class Attention(PosteriorHead):
     def conditionals(
         self,
         params: Tensor,
-        rotations: Tensor | None = None,
+        rows: Tensor | None = None,
         more: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Distribution]:
         """The distribution of each variable at points.
 
         Arguments:
             params: Parameters, with shape (B, m, n).
-            rotations: The rotation of each point, with shape (B, m). Without, the angle is the
-                deviation from it.
+            rows: The numbers of the points, with shape (B, m). Without, angle and position are
+                the deviations from theirs, that of the position in the frame of the rotation.
             more: What is added to other variables, with shape (B, *event), by their names.
         """
         parts = params.split(self.sizes[1:], dim=-1)
         pairs = zip(self.families.items(), parts, strict=True)
         around = {name: value.unsqueeze(1) for name, value in (more or {}).items()}
-        if rotations is not None:
-            around["theta"] = self.offsets[rotations]
-        return {name: family(part, around.get(name, 0.0)) for (name, family), part in pairs}
+        if rows is None:
+            return {name: family(part, around.get(name, 0.0)) for (name, family), part in pairs}
+        rotation = rows % len(self.angles)
+        around["theta"] = self.offsets[rotation]
+        q = {name: family(part, around.get(name, 0.0)) for (name, family), part in pairs}
+        place = self.shifts[rows // len(self.angles)]
+        if not self.between:
+            return q | {"shift": Exactly(place)}
+        # Turned with the object, as the filters are that see it.
+        return q | {"shift": q["shift"].placed(self.angles[rotation], place)}  # type: ignore[attr-defined]
 
     def forward(self, params: Tensor) -> AttentionPosterior:
         """The posterior of each image, from parameters with shape (B, P, R, n)."""
@@ -476,16 +491,20 @@ class Attention(PosteriorHead):
         KL(final || first) of their weights.
         """
         q = self(params) if noise is None else self.trained(params, noise)
-        factors, shift = q.at()
-        modes = {name: factor.mode for name, factor in factors.items()}
-        found = q.latents(modes, shift).map(Tensor.detach)
+        modes = {name: factor.mode for name, factor in q.at().items()}
+        found = q.latents(modes).map(Tensor.detach)
         of_weight, *of_rest = look(found).split(self.sizes, dim=-1)
-        # What an angle deviates by is counted from that of the point's rotation.
-        pose = replace(found, theta=found.theta - self.offsets[q.rows() % len(self.angles)])
+        # What a point deviates by is counted from its rotation.
+        rotation = q.rows() % len(self.angles)
+        pose, place = (
+            replace(found, theta=found.theta - of[rotation]) for of in (self.offsets, self.angles)
+        )
         parts = q.params.split(self.sizes[1:], dim=-1)
         corrected = [
-            correct(part, more, pose)
-            for correct, part, more in zip(self.corrections.values(), parts, of_rest, strict=True)
+            correct(part, more, place if name == "shift" else pose)
+            for (name, correct), part, more in zip(
+                self.corrections.items(), parts, of_rest, strict=True
+            )
         ]
         log_weights = (q.log_weights + of_weight.squeeze(-1)).log_softmax(1)
         guidance = None
@@ -503,19 +522,6 @@ class Attention(PosteriorHead):
         positions = self.log_positions(self._priors, self.shifts).unsqueeze(-1)
         prior = (positions + self.log_rotations(self._priors, self.angles)).flatten()
         return AttentionPosterior(self, (logits.squeeze(-1) + prior).log_softmax(1), rest)
-
-
-def _around(priors: Priors, angles: Tensor, deviates: bool) -> dict[str, Prior]:
-    found = {name: priors[name] for name in ("z", "theta", "scale") if name in priors}
-    if deviates:
-        deviation = priors["theta"].on_lattice(angles)[1]
-        if deviation is None:
-            raise ValueError(
-                f"prior.theta: {type(priors['theta']).__name__} leaves nothing between the "
-                "rotations of a lattice; use model.posterior.offsets=false"
-            )
-        found["theta"] = deviation
-    return found
 
 
 def gumbel(noise: Noise, purpose: str, like: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class Soft:
         return replace(q, sampler=self._sample, gives_bound=False)
 
     def _sample(self, q: AttentionPosterior, count: int, noise: Noise) -> tuple[Latents, Tensor]:
-        factors, shift = q.at()
+        factors = q.at()
         parts = []
         for i in range(count):
             weights = _relaxed(q.log_weights, noise, i, self.temperature)
@@ -60,7 +60,7 @@ class Soft:
                 mean, std = _average(weights, factor.mode), _average(weights, factor.stddev)
                 standard = noise.normal(f"{name} {i}", *mean.shape[1:]).to(mean)
                 values[name] = mean + std * standard
-            parts.append(q.latents(values, _average(weights, shift)))
+            parts.append(q.latents(values))
         return _stacked(parts)
 
 
@@ -107,20 +107,18 @@ class StraightThrough:
     def _sample(
         self, q: AttentionPosterior, count: int, noise: Noise, temperature: float
     ) -> tuple[Latents, Tensor]:
-        everywhere, shifts = q.at()
+        everywhere = q.at()
         parts = []
         for i in range(count):
             weights = _relaxed(q.log_weights, noise, i, temperature)
             chosen = weights.argmax(1, keepdim=True)
-            factors, shift = q.at(chosen)
             values = {}
-            for name, factor in factors.items():
+            for name, factor in q.at(chosen).items():
                 drawn = factor.rsample(1, noise, f"{name} {i}")[0]  # (B, 1, ...)
                 others = everywhere[name].mode.detach() - factor.mode.detach()
                 others = wrap_angle(others) if name == "theta" else others
                 values[name] = drawn[:, 0] + _gradient_only(_average(weights, others))
-            shift = shift[:, 0] + _gradient_only(_average(weights, shifts))
-            parts.append(q.latents(values, shift))
+            parts.append(q.latents(values))
         return _stacked(parts)
 
 

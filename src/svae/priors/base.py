@@ -76,3 +76,17 @@ class Prior(nn.Module, ABC):
             The log-weights of the points (they sum to one), with shape (..., M); and the prior of
             the deviation from a point, or `None` where the variable lies on the points themselves.
         """
+
+    def between(self, spacing: float) -> Any:
+        """The prior of the deviation from the points of a lattice of positions.
+
+        Arguments:
+            spacing: The distance of neighbouring points.
+
+        Raises:
+            ValueError: There is none for this variable.
+        """
+        raise ValueError(
+            f"prior.shift: {type(self).__name__} leaves nothing between the positions of a "
+            "lattice; use model.posterior.shift_offsets=false"
+        )

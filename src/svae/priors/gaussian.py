@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from svae.checks import at_least, image_shape_of, positive
-from svae.distributions import Normal, WrappedNormal
+from svae.distributions import IsotropicNormal, Normal, WrappedNormal
 from svae.geometry import pixel_size, rotate, wrap_angle
 from svae.latents import Latents
 from svae.priors.base import Prior
@@ -213,11 +213,47 @@ class GaussianShift(Gaussian):
             widest_px = positive("start_fraction", start_fraction) * max(height, width)
             self.unit = min(std_px, widest_px) * pixel
 
+    def between(self, spacing: float) -> "PositionFromPoint":
+        """Normal deviations of half the spacing, or s / sqrt(2) if that is less.
+
+        As those of an angle (`GaussianAngle.on_lattice`); together with the weights of the points
+        the marginal is as wide as N(0, s^2).
+        """
+        return PositionFromPoint(min(spacing / 2, self.std / math.sqrt(2)), self.std)
+
     def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
         place, log_scale = correction.chunk(2, dim=-1)
         place = rotate(place, pose.theta) * pose.scale.unsqueeze(-1)
         # Widths are along the image's axes: what is found along others goes to both.
         log_scale = log_scale.mean(-1, keepdim=True).expand_as(log_scale)
+        return params + torch.cat((place, log_scale), dim=-1)
+
+
+class PositionFromPoint(Gaussian):
+    """The normal deviation of a position from a point of a lattice; its posterior is isotropic.
+
+    Arguments:
+        std: The standard deviation of the deviation along each axis, in grid units.
+        marginal_std: That of the position itself.
+    """
+
+    def __init__(self, std: float, marginal_std: float) -> None:
+        super().__init__(2, std)
+        self.num_params = 3
+        self.points_std = math.sqrt(marginal_std**2 - std**2)
+
+    def log_weights(self, points: Tensor) -> Tensor:
+        """Log-probabilities, with shape (..., M), of the points (..., M, 2)."""
+        return torch.log_softmax(-0.5 * (points / self.points_std).square().sum(-1), dim=-1)
+
+    def family(self, params: Tensor, around: Tensor | float = 0.0) -> IsotropicNormal:
+        loc, log_scale = params.split((2, 1), dim=-1)
+        loc = self.unit * loc + around
+        return IsotropicNormal(loc, self._log_scale(log_scale).expand_as(loc), 1)
+
+    def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
+        place, log_scale = correction.split((2, 1), dim=-1)
+        place = rotate(place, pose.theta) * pose.scale.unsqueeze(-1)
         return params + torch.cat((place, log_scale), dim=-1)
 
 
