@@ -7,6 +7,13 @@ from functools import partial
 import pytest
 import torch
 from tests.posteriors.by_hand import DOUBLE, SIZE_STD, SPACING, Case
+from torch.distributions import (
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    kl_divergence,
+)
 from torch.testing import assert_close
 
 from svae.agreement import most_agreed, poses_between
@@ -24,6 +31,7 @@ from svae.priors import (
     GaussianAngle,
     GaussianLogScale,
     GaussianShift,
+    Prior,
     UniformAngle,
     VonMisesAngle,
 )
@@ -378,9 +386,12 @@ MODELS = {
     "rotations only": {"kernel_size": 9, "padding": 0, "infer_shift": False},
     "no content": {"z_dim": 0},
     "sizes": {"infer_scale": True},
+    "between positions": {"shift_offsets": True},
+    "between positions, no offsets": {"shift_offsets": True, "offsets": False},
     # Null: where points are few.
-    "two looks": {"second_look": None},
-    "two looks, sizes": {"second_look": None, "infer_scale": True},
+    "two looks": {"second_look": None, "shift_offsets": True},
+    "two looks, on positions": {"second_look": None},
+    "two looks, sizes": {"second_look": None, "shift_offsets": True, "infer_scale": True},
     "two looks, no offsets": {"second_look": None, "offsets": False, "angle": VonMisesAngle(45.0)},
     "two looks, no content": {"second_look": None, "z_dim": 0},
 }
@@ -391,7 +402,10 @@ def model_of(make_model, sampling=None, angle=None, z_dim=2, **options) -> Spati
     encoder |= {name: options.pop(name) for name in [*encoder] if name in options}
     pooled = {"pool_rotations": options.pop("pool_rotations", False)}
     posterior = partial(
-        Attention, sampling=sampling or Truncated(3), offsets=options.pop("offsets", True)
+        Attention,
+        sampling=sampling or Truncated(3),
+        offsets=options.pop("offsets", True),
+        shift_offsets=options.pop("shift_offsets", False),
     )
     prior = {
         "z": Gaussian(z_dim),
@@ -444,9 +458,9 @@ def test_what_encode_returns_decode_accepts(make_model, name):
     latents = model.encode(images, batch_size=2)
     assert latents.isfinite()
     assert model.decode(latents).shape == images.shape
-    # Every shift is a position.
     found = latents.shift[:, None] - model.encoder.lattice.shifts
-    assert (found.abs().amax(2).amin(1) < 1e-6).all()
+    on_positions = found.abs().amax(2).amin(1) < 1e-6
+    assert (on_positions != model.posterior.between).all()
 
 
 def test_splitting_the_images_changes_nothing(make_model):
@@ -474,9 +488,11 @@ def test_inference_follows_quarter_turns(make_model):
     for options in (
         {},
         {"group_order": 8, "kernel_size": 4, "stride": 1},
+        {"shift_offsets": True},
         {"second_look": True},
+        {"second_look": True, "shift_offsets": True},
         {"second_look": True, "group_order": 8, "kernel_size": 4, "stride": 1},
-        {"second_look": True, "angle": VonMisesAngle()},
+        {"second_look": True, "shift_offsets": True, "angle": VonMisesAngle()},
     ):
         model, q, turned, quarter = quarter_turned(make_model, **options)
         expected, found = q.mode().turned(quarter), turned.mode()
@@ -536,7 +552,8 @@ def test_candidates_give_the_posterior_about_the_mean_of_those_that_agree(make_m
 
 
 @pytest.mark.parametrize(
-    "name", ["target-vae", "normal angle", "sizes", "rotations only", "two looks"]
+    "name",
+    ["target-vae", "normal angle", "sizes", "rotations only", "between positions", "two looks"],
 )
 def test_the_posterior_of_candidates_is_one(make_model, name):
     """Whatever pose was taken and removed, divergences are those of its own samples."""
@@ -552,6 +569,105 @@ def test_the_posterior_of_candidates_is_one(make_model, name):
     assert (ratio.mean(0) < total + error).all()
     # Other poses were seen than that of the image as it is.
     assert (q.mode().theta - model.infer(images, candidates=1).mode().theta).abs().max() > 1e-6
+
+
+# ---- positions between those of the lattice
+
+
+def between_positions(rotations=1, best=None, spread=0.7, **options):
+    """A head whose only deviations are those of the position, and one of its posteriors."""
+    lattice = Lattice.centred(rotations, (2, 3), SPACING)
+    shift = GaussianShift(1.5, (1, 9, 9))
+    priors = {"z": Gaussian(0), "shift": shift, **options}
+    sampling = Soft() if best is None else Truncated(best, explore=0)
+    head = Attention(4, priors, lattice, sampling, shift_offsets=True).double()
+    head.angles, head.shifts, head.offsets = lattice.angles, lattice.shifts, lattice.angles
+    params = spread * torch.randn(3, 6, rotations, sum(head.sizes), dtype=DOUBLE)
+    return head, priors, params, head(params)
+
+
+@pytest.mark.parametrize("best", [None, 2])
+def test_a_position_between_points_is_a_mixture_of_normals(best):
+    """Posterior, prior and divergences in torch's own terms; both integrate to one."""
+    head, priors, params, q = between_positions(best=best)
+    std, half = 1.5 * SPACING, SPACING / 2
+    logits, x, y, width = params[:, :, 0].unbind(-1)
+    places = head.shifts + half * torch.stack((x, y), -1)
+    points_std = math.sqrt(std**2 - half**2)
+    log_p = (-(head.shifts**2).sum(-1) / (2 * points_std**2)).log_softmax(0)
+    log_q = logits + log_p
+    if best is not None:
+        log_q[log_q < log_q.sort(1, descending=True).values[:, 1:2]] = -torch.inf
+    log_q = log_q.log_softmax(1)
+    factors = Independent(Normal(places, half * width.exp()[..., None].expand_as(places)), 1)
+    around = Independent(Normal(head.shifts, torch.full_like(head.shifts, half)), 1)
+    posterior = MixtureSameFamily(Categorical(logits=log_q), factors)
+    prior = MixtureSameFamily(Categorical(logits=log_p), around)
+    shift = 0.3 * torch.randn(5, 3, 2, dtype=DOUBLE)
+    latents = Latents(shift.new_zeros(5, 3, 0), shift.new_zeros(5, 3), shift)
+    assert_close(q.log_prob(latents), posterior.log_prob(shift))
+    assert_close(q.log_prior(latents, priors), prior.log_prob(shift))
+    kl, weights = q.kl(priors), log_q.exp()
+    own = kl_divergence(factors, around.expand(places.shape[:2]))
+    assert_close(kl["shift"], (weights * own).sum(1))
+    kept = weights > 0
+    excess = torch.where(kept, weights * (log_q - log_p), 0.0).sum(1)
+    assert_close(kl["lattice"], excess)
+    best_place = places[torch.arange(3), log_q.argmax(1)]
+    assert_close(q.mode().shift, best_place)
+    mean = (weights[..., None] * places).sum(1)
+    variance = (weights[..., None] * (factors.variance + places**2)).sum(1) - mean**2
+    assert_close(q.uncertainty().shift, variance.sqrt())
+
+
+def test_the_prior_of_positions_is_as_wide_as_was_asked_for():
+    lattice = Lattice.centred(1, (41, 41), 0.1)
+    prior = GaussianShift(1.5, (1, 9, 9))  # 0.375 in grid units
+    for spacing in (0.1, 5.0):
+        between = prior.between(spacing)
+        weights = between.log_weights(lattice.shifts.float()).exp()
+        variance = (weights[:, None] * lattice.shifts**2).sum(0) + between.std**2
+        assert between.std == pytest.approx(
+            min(0.05, 0.375 / math.sqrt(2)) if spacing < 1 else 0.375 / math.sqrt(2)
+        )
+        assert_close(variance.sqrt(), torch.full((2,), 0.375, dtype=DOUBLE), rtol=1e-3, atol=0)
+
+
+def test_a_deviation_turns_with_its_rotation():
+    theta = {"theta": UniformAngle()}
+    head, _, params, q = between_positions(rotations=4, **theta)
+    x, y = (params[..., i].flatten(1) * SPACING / 2 for i in (3, 4))
+    rows = q.rows()
+    expected = rotate(torch.stack((x, y), -1), head.angles[rows % 4]) + head.shifts[rows // 4]
+    assert_close(q.at()["shift"].mode, expected)
+
+
+@pytest.mark.parametrize("best", [None, 3])
+def test_a_posterior_between_positions_turns_and_moves_with_the_image(best):
+    _, priors, _, q = between_positions(rotations=4, best=best, theta=UniformAngle())
+    latents, _ = q.rsample(4, NOISE)
+    moved = q.shifted(CENTRE).turned(FRAME)
+    seen = replace(latents, shift=latents.shift + CENTRE).turned(FRAME)
+    assert_close(moved.log_prob(seen), q.log_prob(latents))
+    assert_close(moved.mode().shift, rotate(q.mode().shift + CENTRE, FRAME))
+    assert_close(moved.rsample(4, NOISE)[0].shift, seen.shift)
+    assert_close(moved.kl(priors)["shift"], q.kl(priors)["shift"])
+    # By other paths: the expected log-ratio is at most the divergence, and here nearly that.
+    many, _ = moved.rsample(4000, NOISE)
+    ratio = moved.log_prob(many) - moved.log_prior(many, priors)
+    total = torch.stack(list(moved.kl(priors).values())).sum(0)
+    assert (ratio.mean(0) < total + 5 * ratio.std(0) / math.sqrt(4000)).all()
+    assert ratio.isfinite().all()
+
+
+def test_a_shift_that_is_not_normal_has_nothing_between_positions():
+    class Other(GaussianShift):
+        between = Prior.between
+
+    lattice = Lattice.centred(1, (2, 2), SPACING)
+    priors = {"z": Gaussian(0), "shift": Other(1.5, (1, 9, 9))}
+    with pytest.raises(ValueError, match=r"prior\.shift: Other leaves nothing between"):
+        Attention(4, priors, lattice, Soft(), shift_offsets=True)
 
 
 # ---- a second look
@@ -599,7 +715,7 @@ def test_training_guides_the_weights_of_the_first_look(make_model):
 
 def test_whole_lattices_have_no_second_look(make_model):
     for sampling in (Soft(), StraightThrough()):
-        with pytest.raises(ValueError, match="second_look: expected false .*sampling=truncated"):
+        with pytest.raises(ValueError, match=r"second_look: expected false .*sampling=truncated"):
             model_of(make_model, sampling, second_look=True)
         assert model_of(make_model, sampling, second_look=None).second_look is None
     assert model_of(make_model, Truncated(3), second_look=None).second_look is not None
@@ -611,7 +727,7 @@ def test_the_second_encoder_may_be_another(make_model):
     assert isinstance(model.second_look.encoder, CNN)
     assert model.second_look.encoder(torch.rand(2, 1, 5, 5)).shape == (2, 7)
     lattice = partial(GroupConv, group_order=4, channels=4, kernel_size=3, padding=0)
-    with pytest.raises(ValueError, match="second_encoder: .* GroupConv has them at 36 lattice"):
+    with pytest.raises(ValueError, match=r"second_encoder: .* GroupConv has them at 36 lattice"):
         model_of(make_model, second_look=True, second_encoder=lattice)
 
 
