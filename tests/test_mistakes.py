@@ -73,7 +73,7 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
         ([*ATTENTION, *TOO_LARGE], "81x81 positions in 512 rotations .* GB .*encoder.stride"),
         ([*ATTENTION, "model.infer_theta=false"], "group_order: expected 1 where infer_th"),
         ([*ATTENTION, "model.infer_shift=false"], "infer_shift: expected true with the 289 latt"),
-        ([*ATTENTION, "model.beta={shift: 2}"], "beta: expected names among z, theta, lattice"),
+        ([*ATTENTION, "model.beta={place: 2}"], "beta: expected names among z, theta, shift"),
         ([*ATTENTION, "model.posterior.sampling.points=0"], "points: expected .* at least 1"),
         ([*ATTENTION, *SOFT, "model.second_look=true"], "second_look: expected false .*truncated"),
         ([*ATTENTION, "model.pixel_focus=1"], "pixel_focus: expected a fraction below 1, got 1"),

@@ -132,14 +132,17 @@ def test_what_is_begun_is_to_be_finished_and_the_page_has_its_record(tmp_path, s
 
 
 def test_what_came_before_a_setting_is_not_what_its_default_is_now():
-    """But on a lattice, where nothing starts so, the setting tells nothing."""
+    """But on a lattice, where nothing starts so, `start_deg` tells nothing."""
     default = Job("tiny/good/seed-1", 1, ("dataset=rot_digits", "seed=1"))
     assert difference(default, {"seed": 1}).startswith("model.second_look=")
     overrides = "dataset=rot_digits", "prior=uniform", "model.second_look=false", "seed=1"
     job = Job("tiny/good/seed-1", 1, overrides)
     assert difference(job, {"seed": 1}).startswith("prior.theta.start_deg='null', not 17")
     assert not difference(job, {"seed": 1, "prior.theta.start_deg": 17.0})
-    lattice = Job("tiny/good/seed-1", 1, (*overrides, "model=target_vae"))
+    overrides = *overrides, "model=target_vae"
+    lattice = Job("tiny/good/seed-1", 1, overrides)
+    assert difference(lattice, {"seed": 1}).startswith("model.posterior.shift_offsets='false'")
+    lattice = Job("tiny/good/seed-1", 1, (*overrides, "model.posterior.shift_offsets=false"))
     assert not difference(lattice, {"seed": 1})
 
 

@@ -135,10 +135,11 @@ def difference(job: Job, settings: Mapping[str, Value]) -> str:
         ValueError: Those of the plan do not compose.
     """
     asked = {**_composed("train", _without_seed(job)), "seed": job.seed}
-    # A setting that came later with another default than what was done before. On a lattice, which
-    # has no equation 3, it makes no difference.
-    if asked.get("model.posterior._target_") == "svae.posteriors.MeanField":
-        settings = {name: told(value) for name, value in BEFORE.items()} | dict(settings)
+    # Settings that came later with another default than what was done before.
+    before = {name: told(value) for name, value in BEFORE.items()}
+    if asked.get("model.posterior._target_") == "svae.posteriors.Attention":
+        del before["prior.theta.start_deg"]  # of equation 3, which a lattice has not
+    settings = before | dict(settings)
     return first_difference(settings, asked)
 
 
