@@ -290,18 +290,20 @@ class AttentionPosterior:
 
         These are the marginals over the lattice of the prior that the divergence has.
         """
-        around, back = self.head.around(priors), self._as_at(latents)
+        around = self.head.around(priors)
         positions, rotations = self._log_lattice_prior(priors)
-        if "theta" in priors:
+        log_prob_at = around["shift"].log_prob if "shift" in around else Exactly.log_prob_of
+
+        def of_pose(latents: Latents) -> Tensor:
+            back = self._as_at(latents)
+            at_each = log_prob_at(back.shift.unsqueeze(-2) - self.lattice.shifts)  # (B, P)
+            log_prior = (positions + at_each).logsumexp(-1)
+            if "theta" not in priors:
+                return log_prior
             deviation = back.theta.unsqueeze(-1) - self.head.offsets
-            rotations = rotations + around["theta"].log_prob(deviation)
-        from_each = back.shift.unsqueeze(-2) - self.lattice.shifts  # (..., B, P, 2)
-        if "shift" in around:
-            positions = positions + around["shift"].log_prob(from_each)
-        else:
-            positions = positions + Exactly.log_prob_of(from_each)
-        log_prior = positions.logsumexp(-1) + rotations.logsumexp(-1)
-        log_prior = log_prior + priors["z"].log_prob(latents.z)
+            return log_prior + (rotations + around["theta"].log_prob(deviation)).logsumexp(-1)
+
+        log_prior = _one_by_one(of_pose, latents) + priors["z"].log_prob(latents.z)
         if "scale" in priors:
             log_prior = log_prior + priors["scale"].log_prob(latents.log_scale)
         return log_prior
@@ -311,15 +313,7 @@ class AttentionPosterior:
 
         Summed over the lattice; where positions lie on it, minus infinity off them.
         """
-        *several, batch = latents.theta.shape
-        # Not -1 for their number: z may be empty.
-        flat = latents.map(
-            lambda value: value.reshape(
-                math.prod(several), batch, *value.shape[latents.theta.ndim :]
-            )
-        )
-        log_prob = torch.stack([self._log_prob(flat[i]) for i in range(len(flat))])
-        return log_prob.reshape(latents.theta.shape)
+        return _one_by_one(self._log_prob, latents)
 
     def _log_prob(self, latents: Latents) -> Tensor:
         """`log_prob` of latents with shape (B, ...)."""
@@ -527,6 +521,16 @@ class Attention(PosteriorHead):
 def gumbel(noise: Noise, purpose: str, like: Tensor) -> Tensor:
     """Standard Gumbel noise with the shape and type of `like` (B, M)."""
     return -(-noise.uniform(purpose, like.shape[1]).log()).log().to(like)
+
+
+def _one_by_one(density: Callable[[Latents], Tensor], latents: Latents) -> Tensor:
+    """A density (B,) of each of latents (..., B, ...): each needs all of the lattice."""
+    *several, batch = latents.theta.shape
+    # Not -1 for their number: z may be empty.
+    flat = latents.map(
+        lambda value: value.reshape(math.prod(several), batch, *value.shape[latents.theta.ndim :])
+    )
+    return torch.stack([density(flat[i]) for i in range(len(flat))]).reshape(latents.theta.shape)
 
 
 def _columns(value: Tensor, columns: Tensor) -> Tensor:
