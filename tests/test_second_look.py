@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch.testing import assert_close
 
 from svae.distributions import Normal, WrappedNormal
@@ -13,7 +14,7 @@ from svae.noise import Noise
 from svae.posteriors import MeanFieldPosterior
 from svae.posteriors.mean_field import guidance
 from svae.priors import Gaussian, GaussianAngle, GaussianShift, UniformAngle, VonMisesAngle
-from svae.run import first_difference
+from svae.run import first_difference, read_config
 from svae.von_mises import VonMises
 
 SHAPE = (1, 9, 9)
@@ -212,3 +213,15 @@ def test_a_run_of_before_there_was_one_has_none():
         found = first_difference(old, {"model": {"z_dim": 2, "second_look": now}}, ["model"])
         assert (found is None) is same
     assert first_difference({}, {"model": {"second_look": True}}, ["model"]) is not None
+
+
+def test_null_was_one_look_of_an_attention(tmp_path):
+    """Before one could be corrected; now it is two where points are few."""
+    for posterior, more, expected in (
+        ("Attention", {}, False),
+        ("Attention", {"second_encoder": None}, None),
+        ("MeanField", {}, None),
+    ):
+        model = {"second_look": None, "posterior": {"_target_": f"svae.posteriors.{posterior}"}}
+        OmegaConf.save(OmegaConf.create({"model": model | more}), tmp_path / "config.yaml")
+        assert read_config(tmp_path).model.second_look is expected

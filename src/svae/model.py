@@ -147,6 +147,11 @@ class SpatialVAE(nn.Module):
             out_features=self.likelihood.out_features,
         )
         self.second_look = None
+        if not (second_encoder is None or callable(second_encoder)):
+            raise ValueError(
+                "second_encoder: expected an encoder, as "
+                f"+model/encoder@model.second_encoder=cnn gives one, got {second_encoder!r}"
+            )
         if second_look is None:
             second_look = self.posterior.can_look_again
         if second_look and len(wanted) > 1:

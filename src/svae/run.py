@@ -48,6 +48,8 @@ BEFORE = {
     "prior.theta.start_deg": None,
 }
 
+_ATTENTION = "svae.posteriors.Attention"
+
 #: Settings that do not change what a run computes.
 NO_MATTER = (
     "dataset.data_dir",
@@ -75,6 +77,11 @@ def read_config(run: str | Path) -> DictConfig:
         raise ValueError(f"{path}: not a config ({one_line(error)})") from error
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path}: not a config (a list)")
+    model = config.get("model", {})
+    if model.get("second_look", False) is None and "second_encoder" not in model:
+        # Of before an attention could be corrected: null meant a mean-field posterior alone.
+        attention = OmegaConf.select(config, "model.posterior._target_") == _ATTENTION
+        model.second_look = None if not attention else False
     return config
 
 

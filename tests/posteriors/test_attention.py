@@ -521,9 +521,10 @@ def test_rotation_augmentation_by_quarter_turns_changes_nothing(make_model):
         assert_close(turned.kl[name], value, atol=1e-5, rtol=1e-5)
 
 
-def test_candidates_give_the_posterior_about_the_mean_of_those_that_agree(make_model):
+@pytest.mark.parametrize("options", [{}, {"second_look": True, "shift_offsets": True}])
+def test_candidates_give_the_posterior_about_the_mean_of_those_that_agree(make_model, options):
     """Written out: encode in each pose, undo the pose, take the mean of what agrees."""
-    model = model_of(make_model, Truncated(3), infer_scale=True).double()
+    model = model_of(make_model, Truncated(3), infer_scale=True, **options).double()
     images, head, count = torch.rand(4, *SHAPE, dtype=DOUBLE), model.posterior, 6
     turns, shifts = (
         move.unsqueeze(1).expand(count, 4, *move.shape[1:])
@@ -531,9 +532,10 @@ def test_candidates_give_the_posterior_about_the_mean_of_those_that_agree(make_m
     )
     with torch.no_grad():
         seen = [
-            head.whole(model._params(transform_image(images, turn, shift)))
-            for turn, shift in zip(turns, shifts, strict=True)
+            transform_image(images, turn, shift) for turn, shift in zip(turns, shifts, strict=True)
         ]
+        # With one look all of the lattice is asked; the points that are looked at twice are few.
+        seen = [model._posterior(x) if options else head.whole(model._params(x)) for x in seen]
         seen = [
             q.shifted(-shift).turned(-turn)
             for q, turn, shift in zip(seen, turns, shifts, strict=True)
@@ -593,8 +595,7 @@ def test_a_position_between_points_is_a_mixture_of_normals(best):
     std, half = 1.5 * SPACING, SPACING / 2
     logits, x, y, width = params[:, :, 0].unbind(-1)
     places = head.shifts + half * torch.stack((x, y), -1)
-    points_std = math.sqrt(std**2 - half**2)
-    log_p = (-(head.shifts**2).sum(-1) / (2 * points_std**2)).log_softmax(0)
+    log_p = (-(head.shifts**2).sum(-1) / (2 * (std**2 - half**2))).log_softmax(0)
     log_q = logits + log_p
     if best is not None:
         log_q[log_q < log_q.sort(1, descending=True).values[:, 1:2]] = -torch.inf
@@ -620,17 +621,25 @@ def test_a_position_between_points_is_a_mixture_of_normals(best):
     assert_close(q.uncertainty().shift, variance.sqrt())
 
 
-def test_the_prior_of_positions_is_as_wide_as_was_asked_for():
-    lattice = Lattice.centred(1, (41, 41), 0.1)
+@pytest.mark.parametrize("count", [40, 41])
+@pytest.mark.parametrize(("spacing", "ripple"), [(0.1, 0.035), (0.2, 0.045), (0.375, 0.105)])
+def test_the_marginal_of_positions_is_the_prior_that_was_asked_for(count, spacing, ripple):
+    points = Lattice.centred(1, (count, count), spacing).shifts
     prior = GaussianShift(1.5, (1, 9, 9))  # 0.375 in grid units
-    for spacing in (0.1, 5.0):
-        between = prior.between(spacing)
-        weights = between.log_weights(lattice.shifts.float()).exp()
-        variance = (weights[:, None] * lattice.shifts**2).sum(0) + between.std**2
-        assert between.std == pytest.approx(
-            min(0.05, 0.375 / math.sqrt(2)) if spacing < 1 else 0.375 / math.sqrt(2)
-        )
-        assert_close(variance.sqrt(), torch.full((2,), 0.375, dtype=DOUBLE), rtol=1e-3, atol=0)
+    between = prior.between(spacing)
+    assert between.std == pytest.approx(spacing / 2)
+    place = torch.cartesian_prod(*2 * [torch.linspace(-0.45, 0.45, 31, dtype=DOUBLE)])
+    around = between.log_prob(place.unsqueeze(1) - points)
+    found = (between.log_weights(points) + around).logsumexp(1)
+    excess = found - prior.log_prob(place)
+    assert excess.abs().max() < ripple
+    assert excess.mean().abs() < 0.01
+
+
+def test_a_prior_narrower_than_the_lattice_leaves_something_for_the_points():
+    between = GaussianShift(1.5, (1, 9, 9)).between(5.0)
+    assert between.std == pytest.approx(0.375 / math.sqrt(2))
+    assert between.points_std == pytest.approx(0.375 / math.sqrt(2))
 
 
 def test_a_deviation_turns_with_its_rotation():
@@ -652,6 +661,15 @@ def test_a_posterior_between_positions_turns_and_moves_with_the_image(best):
     assert_close(moved.mode().shift, rotate(q.mode().shift + CENTRE, FRAME))
     assert_close(moved.rsample(4, NOISE)[0].shift, seen.shift)
     assert_close(moved.kl(priors)["shift"], q.kl(priors)["shift"])
+    # The prior, seen from the frame, is still a density.
+    step = 0.04
+    places = step * torch.cartesian_prod(*2 * [torch.arange(-60, 61, dtype=DOUBLE)])
+    turns = 2 * math.pi / 16 * torch.arange(16, dtype=DOUBLE)
+    shift = places[:, None, None].expand(-1, 16, 3, -1)
+    theta = turns[None, :, None].expand(len(places), -1, 3)
+    grid = Latents(shift.new_zeros(len(places), 16, 3, 0), theta, shift)
+    total = moved.log_prior(grid, priors).exp().sum((0, 1)) * step**2 * 2 * math.pi / 16
+    assert_close(total, torch.ones(3, dtype=DOUBLE), atol=1e-3, rtol=0)
     # By other paths: the expected log-ratio is at most the divergence, and here nearly that.
     many, _ = moved.rsample(4000, NOISE)
     ratio = moved.log_prob(many) - moved.log_prior(many, priors)
@@ -696,6 +714,29 @@ def test_a_second_look_corrects_every_point_under_its_own_pose(make_model, monke
     assert torch.equal(corrected["shift"].mode, factors["shift"].mode)
 
 
+@pytest.mark.parametrize("offsets", [True, False])
+def test_a_second_look_moves_the_object_as_it_lies(make_model, offsets):
+    """What is to the right of an object is above it once it is turned by a quarter."""
+    model = model_of(
+        make_model, second_look=True, shift_offsets=True, offsets=offsets, infer_scale=True
+    ).double()
+    images, head = torch.rand(4, *SHAPE, dtype=DOUBLE), model.posterior
+    with torch.no_grad():
+        first = head(model._params(images))
+        factors = first.at()
+        wanted = torch.tensor([0.3, -0.2, 0.1], dtype=DOUBLE)
+        model.second_look.head.weight.zero_()
+        model.second_look.head.bias.zero_()
+        model.second_look.head.bias[-3:] = wanted  # of the position, right and up, and its width
+        q = model.infer(images).at()
+    moved = q["shift"].mode - factors["shift"].mode
+    theta, size = factors["theta"].mode, factors["scale"].mode.exp().unsqueeze(-1)
+    unit = head.around(model.priors)["shift"].unit
+    assert_close(moved, unit * rotate(wanted[:2].expand_as(moved), theta) * size)
+    assert_close(q["shift"].stddev, factors["shift"].stddev * math.exp(0.1))
+    assert moved.abs().min() > 1e-3
+
+
 def test_training_guides_the_weights_of_the_first_look(make_model):
     model = model_of(make_model, Truncated(3, explore=0), second_look=True)
     images, noise = torch.rand(4, *SHAPE), Noise(0, 3, torch.arange(4))
@@ -714,7 +755,7 @@ def test_training_guides_the_weights_of_the_first_look(make_model):
 
 
 def test_whole_lattices_have_no_second_look(make_model):
-    for sampling in (Soft(), StraightThrough()):
+    for sampling in (Soft(), StraightThrough(), Truncated(10**6)):
         with pytest.raises(ValueError, match=r"second_look: expected false .*sampling=truncated"):
             model_of(make_model, sampling, second_look=True)
         assert model_of(make_model, sampling, second_look=None).second_look is None
@@ -726,6 +767,8 @@ def test_the_second_encoder_may_be_another(make_model):
     model = model_of(make_model, second_look=True, second_encoder=cnn)
     assert isinstance(model.second_look.encoder, CNN)
     assert model.second_look.encoder(torch.rand(2, 1, 5, 5)).shape == (2, 7)
+    with pytest.raises(ValueError, match=r"second_encoder: .*second_encoder=cnn .* got 'mlp'"):
+        model_of(make_model, second_look=True, second_encoder="mlp")
     lattice = partial(GroupConv, group_order=4, channels=4, kernel_size=3, padding=0)
     with pytest.raises(ValueError, match=r"second_encoder: .* GroupConv has them at 36 lattice"):
         model_of(make_model, second_look=True, second_encoder=lattice)

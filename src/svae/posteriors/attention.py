@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -45,8 +45,8 @@ Priors = Mapping[str, Prior]
 class Sampling(Protocol):
     """How an attention posterior is used; see `svae.posteriors.sampling`."""
 
-    #: Whether it cuts the posterior to a few points.
-    cuts: bool
+    def cuts(self, count: int) -> bool:
+        """Whether it leaves out some of `count` points of a lattice."""
 
     def reported(self, q: AttentionPosterior) -> AttentionPosterior:
         """The posterior that the network stands for: what is evaluated."""
@@ -313,13 +313,16 @@ class AttentionPosterior:
 
         Summed over the lattice; where positions lie on it, minus infinity off them.
         """
-        return _one_by_one(self._log_prob, latents)
+        everywhere = None
+        if self.points is not None or self.head.between:
+            everywhere = self.at()
+        return _one_by_one(lambda one: self._log_prob(one, everywhere), latents)
 
-    def _log_prob(self, latents: Latents) -> Tensor:
-        """`log_prob` of latents with shape (B, ...)."""
+    def _log_prob(self, latents: Latents, q: dict[str, Distribution] | None) -> Tensor:
+        """`log_prob` of latents with shape (B, ...), from what `at` gives of all points."""
         back = self._as_at(latents).values()
-        columns = None
-        if self.points is None and not self.head.between:
+        log_prob = self.log_weights
+        if q is None:
             # Only the points at that position count: its rotations, one after another. Matrix
             # products would lose the last digits of small distances.
             exact = "donot_use_mm_for_euclid_dist"
@@ -327,9 +330,9 @@ class AttentionPosterior:
             rotations = len(self.lattice.angles)
             first = distance.argmin(-1, keepdim=True) * rotations
             columns = first + torch.arange(rotations, device=first.device)
-        log_prob = self.log_weights if columns is None else self.log_weights.gather(1, columns)
-        for name, q in self.at(columns).items():
-            log_prob = log_prob + q.log_prob(back[name].unsqueeze(1))
+            q, log_prob = self.at(columns), log_prob.gather(1, columns)
+        for name, factor in q.items():
+            log_prob = log_prob + factor.log_prob(back[name].unsqueeze(1))
         return log_prob.logsumexp(1)
 
 
@@ -373,7 +376,10 @@ class Attention(PosteriorHead):
             )
         angles = lattice.angles.float()
         deviates = offsets and rotations > 1
-        self.spacing = lattice.spacing * shift_offsets
+        # Not a module of this one too. On one position alone nothing is inferred.
+        self._deviation: list[Any] = []
+        if shift_offsets and positions > 1:
+            self._deviation = [priors["shift"].between(lattice.spacing)]
         around = self._around(priors, angles, deviates)
         sizes = [1, *(prior.num_params for prior in around.values())]
         super().__init__(in_features, sizes, around, terms=[*around, "lattice"])
@@ -411,8 +417,8 @@ class Attention(PosteriorHead):
                     "rotations of a lattice; use model.posterior.offsets=false"
                 )
             found["theta"] = deviation
-        if self.spacing:
-            found["shift"] = priors["shift"].between(self.spacing)
+        if self._deviation:
+            found["shift"] = self._deviation[0]
         return found
 
     def log_rotations(self, priors: Priors, angles: Tensor) -> Tensor:
@@ -425,8 +431,8 @@ class Attention(PosteriorHead):
         """Log prior probabilities of positions `shifts` (..., P, 2), with shape (..., P)."""
         if "shift" not in priors:
             return torch.zeros_like(shifts[..., 0])
-        if self.spacing:
-            return priors["shift"].between(self.spacing).log_weights(shifts)
+        if self._deviation:
+            return self._deviation[0].log_weights(shifts)
         log_weights, around = priors["shift"].on_lattice(shifts)
         if around is not None:
             raise ValueError(
@@ -473,7 +479,7 @@ class Attention(PosteriorHead):
     @property
     def can_look_again(self) -> bool:
         """Whether the sampling leaves a few points only: each needs a look of its own."""
-        return self.sampling.cuts
+        return self.sampling.cuts(len(self.angles) * len(self.shifts))
 
     def looked_again(
         self, params: Tensor, look: Callable[[Latents], Tensor], noise: Noise | None = None

@@ -39,10 +39,11 @@ class Soft:
         temperature: tau.
     """
 
-    cuts = False
-
     def __init__(self, temperature: float = 1.0) -> None:
         self.temperature = positive("temperature", temperature)
+
+    def cuts(self, count: int) -> bool:
+        return False
 
     def reported(self, q: AttentionPosterior) -> AttentionPosterior:
         return q
@@ -79,8 +80,6 @@ class StraightThrough:
         anneal_steps: The number of training steps over which it falls.
     """
 
-    cuts = False
-
     def __init__(
         self,
         temperature: float = 1.0,
@@ -95,6 +94,9 @@ class StraightThrough:
         """The temperature in a training step."""
         part = min(1.0, step / self.anneal_steps)
         return self.temperature * (self.final_temperature / self.temperature) ** part
+
+    def cuts(self, count: int) -> bool:
+        return False
 
     def reported(self, q: AttentionPosterior) -> AttentionPosterior:
         return q
@@ -140,13 +142,14 @@ class Truncated:
             are taken in training: 0 takes the best, 1 draws from q.
     """
 
-    cuts = True
-
     def __init__(self, points: int = 4, explore: float = 1.0) -> None:
         self.points = at_least("points", points, 1)
         if not 0 <= explore < math.inf:
             raise ValueError(f"explore: expected a number of at least 0, got {explore!r}")
         self.explore = explore
+
+    def cuts(self, count: int) -> bool:
+        return self.points < count
 
     def reported(self, q: AttentionPosterior) -> AttentionPosterior:
         return self._cut(q, q.log_weights)

@@ -216,10 +216,14 @@ class GaussianShift(Gaussian):
     def between(self, spacing: float) -> "PositionFromPoint":
         """Normal deviations of half the spacing, or s / sqrt(2) if that is less.
 
-        As those of an angle (`GaussianAngle.on_lattice`); together with the weights of the points
-        the marginal is as wide as N(0, s^2).
+        The weights of the points are those of a normal density that is narrower by as much, so
+        that the marginal is N(0, s^2), cut where the lattice ends: its density is that to 3 %
+        where s is some spacings, and to 10 % where it is one. A narrower prior stands on separate
+        points, and is as wide as these are: with a point in the middle less than s, without one
+        more.
         """
-        return PositionFromPoint(min(spacing / 2, self.std / math.sqrt(2)), self.std)
+        width = min(spacing / 2, self.std / math.sqrt(2))
+        return PositionFromPoint(width, math.sqrt(self.std**2 - width**2))
 
     def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
         place, log_scale = correction.chunk(2, dim=-1)
@@ -234,13 +238,13 @@ class PositionFromPoint(Gaussian):
 
     Arguments:
         std: The standard deviation of the deviation along each axis, in grid units.
-        marginal_std: That of the position itself.
+        points_std: That of the normal density whose values at the points are their weights.
     """
 
-    def __init__(self, std: float, marginal_std: float) -> None:
+    def __init__(self, std: float, points_std: float) -> None:
         super().__init__(2, std)
         self.num_params = 3
-        self.points_std = math.sqrt(marginal_std**2 - std**2)
+        self.points_std = points_std
 
     def log_weights(self, points: Tensor) -> Tensor:
         """Log-probabilities, with shape (..., M), of the points (..., M, 2)."""
