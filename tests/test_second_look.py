@@ -203,7 +203,7 @@ def test_images_need_not_be_square(make_model):
 
 
 def test_null_is_two_looks_of_what_can_be_corrected(make_model):
-    """An attention has none by itself: tests/test_configs.py composes it with the same default."""
+    """Of an attention: tests/posteriors/test_attention.py."""
     assert make_model(second_look=None).second_look is not None
 
 

@@ -48,8 +48,6 @@ BEFORE = {
     "prior.theta.start_deg": None,
 }
 
-_ATTENTION = "svae.posteriors.Attention"
-
 #: Settings that do not change what a run computes.
 NO_MATTER = (
     "dataset.data_dir",
@@ -78,10 +76,10 @@ def read_config(run: str | Path) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path}: not a config (a list)")
     model = config.get("model", {})
-    if model.get("second_look", False) is None and "second_encoder" not in model:
+    null = model.get("second_look", False) is None and "second_encoder" not in model
+    if null and model.posterior._target_ == "svae.posteriors.Attention":
         # Of before an attention could be corrected: null meant a mean-field posterior alone.
-        attention = OmegaConf.select(config, "model.posterior._target_") == _ATTENTION
-        model.second_look = None if not attention else False
+        model.second_look = False
     return config
 
 

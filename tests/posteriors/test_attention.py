@@ -670,7 +670,7 @@ def test_a_posterior_between_positions_turns_and_moves_with_the_image(best):
     grid = Latents(shift.new_zeros(len(places), 16, 3, 0), theta, shift)
     total = moved.log_prior(grid, priors).exp().sum((0, 1)) * step**2 * 2 * math.pi / 16
     assert_close(total, torch.ones(3, dtype=DOUBLE), atol=1e-3, rtol=0)
-    # By other paths: the expected log-ratio is at most the divergence, and here nearly that.
+    # The expected log-ratio of the marginals is at most the divergence.
     many, _ = moved.rsample(4000, NOISE)
     ratio = moved.log_prob(many) - moved.log_prior(many, priors)
     total = torch.stack(list(moved.kl(priors).values())).sum(0)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -376,10 +376,7 @@ class Attention(PosteriorHead):
             )
         angles = lattice.angles.float()
         deviates = offsets and rotations > 1
-        # Not a module of this one too. On one position alone nothing is inferred.
-        self._deviation: list[Any] = []
-        if shift_offsets and positions > 1:
-            self._deviation = [priors["shift"].between(lattice.spacing)]
+        self.spacing = lattice.spacing * shift_offsets  # zero, too, of one position alone
         around = self._around(priors, angles, deviates)
         sizes = [1, *(prior.num_params for prior in around.values())]
         super().__init__(in_features, sizes, around, terms=[*around, "lattice"])
@@ -417,8 +414,8 @@ class Attention(PosteriorHead):
                     "rotations of a lattice; use model.posterior.offsets=false"
                 )
             found["theta"] = deviation
-        if self._deviation:
-            found["shift"] = self._deviation[0]
+        if self.spacing:
+            found["shift"] = priors["shift"].between(self.spacing)
         return found
 
     def log_rotations(self, priors: Priors, angles: Tensor) -> Tensor:
@@ -431,8 +428,8 @@ class Attention(PosteriorHead):
         """Log prior probabilities of positions `shifts` (..., P, 2), with shape (..., P)."""
         if "shift" not in priors:
             return torch.zeros_like(shifts[..., 0])
-        if self._deviation:
-            return self._deviation[0].log_weights(shifts)
+        if self.spacing:
+            return priors["shift"].between(self.spacing).log_weights(shifts)
         log_weights, around = priors["shift"].on_lattice(shifts)
         if around is not None:
             raise ValueError(

@@ -191,6 +191,11 @@ def angle_widths(std: float, count: int) -> tuple[float, float]:
     return width, high
 
 
+def _as_seen(place: Tensor, pose: Latents) -> Tensor:
+    """What lies at `place` (..., 2) from an object's origin in its frame, from it in the image."""
+    return rotate(place, pose.theta) * pose.scale.unsqueeze(-1)
+
+
 class GaussianShift(Gaussian):
     """A normal position with mean zero in the image frame.
 
@@ -227,7 +232,7 @@ class GaussianShift(Gaussian):
 
     def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
         place, log_scale = correction.chunk(2, dim=-1)
-        place = rotate(place, pose.theta) * pose.scale.unsqueeze(-1)
+        place = _as_seen(place, pose)
         # Widths are along the image's axes: what is found along others goes to both.
         log_scale = log_scale.mean(-1, keepdim=True).expand_as(log_scale)
         return params + torch.cat((place, log_scale), dim=-1)
@@ -257,8 +262,7 @@ class PositionFromPoint(Gaussian):
 
     def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
         place, log_scale = correction.split((2, 1), dim=-1)
-        place = rotate(place, pose.theta) * pose.scale.unsqueeze(-1)
-        return params + torch.cat((place, log_scale), dim=-1)
+        return params + torch.cat((_as_seen(place, pose), log_scale), dim=-1)
 
 
 class GaussianLogScale(Gaussian):
