@@ -21,8 +21,14 @@ def released():
 
 def config_of(directory: Path, named: bool, kind: str = "run"):
     overrides = [f"hydra.{kind}.dir={directory}"] if named else []
-    node = {kind: {"dir": str(directory)}, "overrides": {"hydra": overrides}}
-    return OmegaConf.create({"hydra": node})
+    node = {kind: {"dir": str(directory)}, "overrides": {"hydra": overrides, "task": []}}
+    return OmegaConf.create({"hydra": node, "output_dir": "${hydra:runtime.output_dir}"})
+
+
+def with_output_dir(config, directory):
+    config.output_dir = directory
+    config.hydra.overrides.task.append(f"output_dir={directory}")
+    return config
 
 
 def claim(directory: Path, named: bool = False, resumes: bool = False, kind: str = "run") -> Path:
@@ -65,6 +71,39 @@ def test_a_named_folder_that_holds_something_is_left_as_it_is(tmp_path):
     with pytest.raises(SystemExit, match=r"is not empty \(it holds metrics\.json\)"):
         claim(tmp_path, named=True)
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_output_dir_names_the_folder_of_a_run(tmp_path):
+    stamp, named = tmp_path / "2026-11-21", tmp_path / "mine"
+    config = with_output_dir(config_of(stamp, named=False), str(named))
+    OwnDirectory().on_run_start(config)
+    assert config.hydra.run.dir == str(named)
+    assert named.is_dir()
+    assert not stamp.exists()
+    # Hydra's folder, made absolute; not what was typed.
+    raw = OmegaConf.to_container(config, resolve=False)
+    assert raw["output_dir"] == "${hydra:runtime.output_dir}"
+    release()
+    (named / "metrics.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"is not empty \(it holds metrics\.json\)"):
+        OwnDirectory().on_run_start(with_output_dir(config_of(stamp, named=False), str(named)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "chosen", "message"),
+    [
+        ("sweep", False, "mine", "output_dir: expected none in a sweep"),
+        ("run", True, "mine", "output_dir: expected that of hydra.run.dir"),
+        ("run", False, 3, "output_dir: expected a folder, got 3"),
+        ("run", False, None, "output_dir: expected a folder, got None"),
+    ],
+)
+def test_output_dir_that_names_no_folder_of_a_run(tmp_path, kind, named, chosen, message):
+    config = with_output_dir(config_of(tmp_path / "stamp", named, kind), chosen)
+    owner = OwnDirectory()
+    with pytest.raises(SystemExit, match=message):
+        (owner.on_run_start if kind == "run" else owner.on_multirun_start)(config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_named_folder_is_taken_again_after_a_start_that_failed(tmp_path):

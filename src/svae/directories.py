@@ -44,6 +44,8 @@ class OwnDirectory(Callback):
     one of them gets another name. A folder that the user names may exist, but it must hold
     nothing, except what a start that failed leaves, and no other process may be using it.
 
+    `output_dir=FOLDER` names that of a single run as `hydra.run.dir=FOLDER` does.
+
     Arguments:
         resumes: Whether the command goes on with what it finds. Then the folder may also hold a
             run with `status.json`, or a sweep of such runs.
@@ -61,6 +63,24 @@ class OwnDirectory(Callback):
     def _claim(self, config: DictConfig, kind: str) -> None:
         node = config.hydra[kind]
         named = any(o.startswith(f"hydra.{kind}.dir=") for o in config.hydra.overrides.hydra)
+        if any(o.startswith("output_dir=") for o in config.hydra.overrides.task):
+            if kind == "sweep":
+                sys.exit(
+                    "svae: output_dir: expected none in a sweep, whose runs have a folder each; "
+                    "hydra.sweep.dir=FOLDER names where those lie"
+                )
+            if named and node.dir != config.output_dir:
+                sys.exit(
+                    f"svae: output_dir: expected that of hydra.run.dir, {node.dir}, or only one "
+                    f"of both, got {config.output_dir!r}"
+                )
+            named, chosen = True, config.output_dir
+            if not isinstance(chosen, str) or not chosen:
+                sys.exit(f"svae: output_dir: expected a folder, got {chosen!r}")
+            with read_write(config):
+                node.dir = chosen
+                # As where it was not set: an absolute path, once Hydra knows it.
+                config.output_dir = "${hydra:runtime.output_dir}"
         # Hydra turns an exception of a callback into a warning; SystemExit passes.
         try:
             wanted = Path(node.dir)
