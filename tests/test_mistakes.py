@@ -46,9 +46,12 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.zdim=3"], r"Could not override 'model.zdim'\. To append"),
+        (["model.zdim=3"], r"override 'model\.zdim'\. Did you mean model\.z_dim\?$"),
+        (["modle.z_dim=3"], r"'modle\.z_dim'\. Did you mean model\.z_dim\?$"),
+        (["model.hidden=3"], r"mean model\.encoder\.hidden or model\.generator\.hidden\?$"),
+        (["dataset.foo=3"], r"'dataset\.foo'\. To append to your config use \+dataset\.foo=3$"),
         (["modle=spatial_vae"], "modle"),
-        (["model=spatial_vea"], "spatial_vea"),
+        (["model=spatial_vea"], r"spatial_vea'; Available options in 'model': .*; vanilla_vae$"),
         (["model.z_dim"], "model.z_dim"),
         (["+model.encoder.widht=3"], "model.encoder.widht"),
         (["model.z_dim=two"], "z_dim: expected int, got 'two'"),
