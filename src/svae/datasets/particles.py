@@ -27,12 +27,12 @@ from svae.datasets.base import (
 from svae.datasets.particle_pixels import Preparation, cropped_pixel_size, fourier_crop
 from svae.distributed import following
 from svae.errors import one_line
+from svae.formats.particle_lists import has_ctf
 from svae.formats.particles import (
     BAD_CTF,
     SEEN,
     ParticleReader,
     ParticleSet,
-    has_ctf,
     read_particles,
 )
 

@@ -5,41 +5,28 @@ cryoSPARC. Headers are read and checked at once, pixels only when they are asked
 """
 
 import logging
-import mmap
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from svae.checks import one_of, positive
-from svae.formats import mrc
-from svae.formats.cryosparc import CsTable, read_cs, read_group
-from svae.formats.indices import SUFFIXES, read_indices
-from svae.formats.star import StarTable, read_star
+from svae.formats.cryosparc import CsTable, read_group
+from svae.formats.particle_lists import CTF_COLUMNS, Listed, list_particles, select_particles
+from svae.formats.stacks import Header, fetch, find_stacks, open_stack, open_stacks
+from svae.formats.star import StarTable
 
-__all__ = [
-    "BAD_CTF",
-    "SEEN",
-    "STAR_CTF",
-    "ParticleReader",
-    "ParticleSet",
-    "has_ctf",
-    "read_particles",
-]
+__all__ = ["BAD_CTF", "SEEN", "ParticleReader", "ParticleSet", "read_particles"]
 
 log = logging.getLogger(__name__)
 
 #: What happens to particles whose CTF is unknown or absurd.
 BAD_CTF = ("error", "drop")
-
-#: The files that hold images.
-_STACKS = (".mrcs", ".mrc", ".npy")
 
 #: Pixel sizes whose ratio is nearer to 1 than this are one, written with fewer digits.
 _ONE_SIZE = 1e-3
@@ -47,36 +34,8 @@ _ONE_SIZE = 1e-3
 #: A ratio of pixel sizes from which on an object of a hundred pixels is another pixel wide.
 SEEN = 0.01
 
-#: Opened as stacks are, which tells what to do about them.
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zip")
-
 #: Stacks that a process keeps mapped: each takes one of its open files.
 _OPEN_STACKS = 200
-
-
-class _Known(NamedTuple):
-    """A parameter of the CTF: where it is written, and what it can be."""
-
-    star: str
-    cs: str
-    low: float
-    high: float
-    default: float | None = None
-
-
-_CTF = {
-    "defocus_u_A": _Known("rlnDefocusU", "ctf/df1_A", 1, 2e5),
-    "defocus_v_A": _Known("rlnDefocusV", "ctf/df2_A", 1, 2e5),
-    "astigmatism_deg": _Known("rlnDefocusAngle", "ctf/df_angle_rad", -720, 720),
-    "voltage_kV": _Known("rlnVoltage", "ctf/accel_kv", 10, 3000),
-    "cs_mm": _Known("rlnSphericalAberration", "ctf/cs_mm", -20, 20),
-    "amplitude_contrast": _Known("rlnAmplitudeContrast", "ctf/amp_contrast", 0, 1),
-    "phase_shift_deg": _Known("rlnPhaseShift", "ctf/phase_shift_rad", -720, 720, 0.0),
-    "b_factor_A2": _Known("rlnCtfBfactor", "ctf/bfactor", -1e4, 1e5, 0.0),
-}
-
-#: The column of a star that holds each parameter of the CTF.
-STAR_CTF = {name: known.star for name, known in _CTF.items()}
 
 
 @dataclass
@@ -138,13 +97,6 @@ class ParticleSet:
         )
 
 
-def has_ctf(table: StarTable | CsTable) -> bool:
-    """Whether a table says something of the CTF: a defocus, if nothing else."""
-    defoci = (_CTF["defocus_u_A"], _CTF["defocus_v_A"])
-    tags = [known.star if isinstance(table, StarTable) else known.cs for known in defoci]
-    return any(table.column(tag) is not None for tag in tags)
-
-
 class ParticleReader:
     """The images of particles, mapped from their stacks when they are first asked for.
 
@@ -181,7 +133,7 @@ class ParticleReader:
         breaks = np.flatnonzero(np.diff(stack[order])) + 1
         for group in np.split(order, breaks) if len(order) else []:
             pixels = self._map(int(stack[group[0]]))
-            _fetch(pixels, place[group])
+            fetch(pixels, place[group])
             images[group] = pixels[place[group]]
         if self.check:
             self._check(images, chosen)
@@ -190,7 +142,7 @@ class ParticleReader:
     def _map(self, number: int) -> np.ndarray:
         pixels = self._maps.pop(number, None)
         if pixels is None:
-            pixels = _open(self.stacks[number]).map()
+            pixels = open_stack(self.stacks[number]).map()
             if pixels.shape[1:] != (self.height, self.width):
                 raise ValueError(f"{self.stacks[number]}: it has changed since it was first read")
             if len(self._maps) >= _OPEN_STACKS:
@@ -211,52 +163,6 @@ class ParticleReader:
                 f"{self.stacks[self.stack[first]]}: image {self.place[first] + 1} has pixels "
                 f"that are not finite numbers{others}"
             )
-
-
-def _fetch(pixels: np.ndarray, place: np.ndarray) -> None:
-    """Have the system read images of a map all at once.
-
-    As they are copied, a disk would be asked for one piece after the other: several times slower.
-    """
-    held: object = pixels.base
-    if not isinstance(pixels, np.memmap) or not isinstance(held, mmap.mmap):
-        return
-    if not hasattr(mmap, "MADV_WILLNEED"):  # Windows
-        return
-    start, size = pixels.offset % mmap.ALLOCATIONGRANULARITY, pixels.strides[0]
-    for first in (start + place * size).tolist():
-        page = first - first % mmap.PAGESIZE
-        held.madvise(mmap.MADV_WILLNEED, page, first + size - page)
-
-
-@dataclass
-class _Listed:
-    """Particles as a file lists them, their stacks under the paths that it writes."""
-
-    paths: list[str]
-    path: np.ndarray
-    place: np.ndarray
-    applied: np.ndarray
-    table: StarTable | CsTable | None = None
-    pixel_size: np.ndarray | None = None
-    #: What is known of the CTF, and the columns that are missing from it.
-    ctf: dict[str, np.ndarray] | None = None
-    missing: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class _Array:
-    """An `.npy` of images, as an MRC header says it."""
-
-    path: Path
-    count: int
-    height: int
-    width: int
-    pixel_size: float | None = None
-
-    def map(self) -> np.ndarray:
-        images = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        return images if images.ndim == 3 else images[np.newaxis]
 
 
 def read_particles(
@@ -314,15 +220,15 @@ def _read(
     if path.suffix == ".csg" and path.exists():
         path, found = read_group(path)
         second = second or found
-    listed = _listed(path, folder, second, with_ctf=bad_ctf is not None)
+    listed = list_particles(path, folder, second, with_ctf=bad_ctf is not None)
     rows = np.arange(len(listed.place))
     if select is not None:
-        rows = _selected(_absolute(select), listed)
+        rows = select_particles(_absolute(select), listed)
     if not len(rows):
         raise ValueError(f"{path}: it lists no particles")
     used, stack = np.unique(listed.path[rows], return_inverse=True)
-    stacks = _found(path, [listed.paths[i] for i in used], folder)
-    heads = _heads(path, stacks, stack)
+    stacks = find_stacks(path, [listed.paths[i] for i in used], folder)
+    heads = open_stacks(path, stacks, stack)
     place = listed.place[rows]
     _check_places(path, heads, stack, place)
     particles = ParticleSet(
@@ -356,341 +262,7 @@ def _absolute(path: str | Path) -> Path:
     return Path(path).expanduser().absolute()
 
 
-# ---- what a file lists
-
-
-def _listed(
-    path: Path, datadir: Path | None, passthrough: Path | None, *, with_ctf: bool
-) -> _Listed:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    if path.suffix == ".star":
-        return _listed_star(path, with_ctf)
-    if path.suffix == ".cs":
-        return _listed_cs(path, passthrough, with_ctf)
-    if path.suffix == ".txt":
-        lines = [line.strip() for line in path.read_text().splitlines()]
-        stacks = _found(path, [line for line in lines if line], datadir)
-    elif path.suffix in _STACKS + _COMPRESSED:
-        stacks = [path]
-    else:
-        raise ValueError(
-            f"{path}: expected one of {', '.join(_STACKS)}, .txt, .star, .cs, .csg, "
-            f"got {path.suffix or 'no suffix'!r}"
-        )
-    counts = [_open(stack).count for stack in stacks]
-    place = [np.arange(count) for count in counts]
-    return _Listed(
-        [str(stack) for stack in stacks],
-        np.repeat(np.arange(len(stacks)), counts),
-        np.concatenate([np.zeros(0, np.int64), *place]),
-        np.zeros(sum(counts), np.int64),
-    )
-
-
-def _listed_star(path: Path, with_ctf: bool) -> _Listed:
-    table = read_star(path)
-    paths, which, place = _image_names(path, table)
-    optics = _optics_rows(path, table)
-
-    def numbers(tag: str) -> np.ndarray | None:
-        values = table.column(tag, optics=True)
-        if values is not None and optics is not None:
-            return _numbers(path, tag, values)[optics]
-        values = table.column(tag)
-        return None if values is None else _numbers(path, tag, values)
-
-    size = numbers("rlnImagePixelSize")
-    size = numbers("rlnPixelSize") if size is None else size
-    detector, magnification = numbers("rlnDetectorPixelSize"), numbers("rlnMagnification")
-    if size is None and detector is not None and magnification is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            size = detector * 1e4 / magnification  # µm on the detector
-    listed = _Listed(paths, which, place, np.zeros(len(place), np.int64), table, size)
-    for value, tag in ((1, "rlnCtfDataArePhaseFlipped"), (2, "rlnCtfDataAreCtfPremultiplied")):
-        if (done := numbers(tag)) is not None:
-            listed.applied[done > 0] = value
-    if with_ctf and has_ctf(table):
-        ctf = {name: numbers(known.star) for name, known in _CTF.items()}
-        listed.ctf, listed.missing = _completed(ctf, len(place), [k.star for k in _CTF.values()])
-    return listed
-
-
-def _listed_cs(path: Path, passthrough: Path | None, with_ctf: bool) -> _Listed:
-    table = read_cs(path)
-    other, rows = (None, np.zeros(0)) if passthrough is None else _joined(path, table, passthrough)
-
-    def column(name: str) -> np.ndarray | None:
-        values = table.column(name)
-        if values is None and other is not None and (joined := other.column(name)) is not None:
-            return joined[rows]
-        return values
-
-    blobs, places = column("blob/path"), column("blob/idx")
-    if blobs is None or places is None:
-        there = sorted(str(found.name) for found in path.parent.glob("*passthrough*.cs"))
-        raise ValueError(
-            f"{path}: no blob/path and blob/idx: it does not say where the images are; "
-            f"name the file that does by dataset.passthrough "
-            f"({', '.join(there) or 'none lies beside it'})"
-        )
-    written, which = np.unique(blobs, return_inverse=True)
-    paths = [_word(value).removeprefix(">") for value in written.tolist()]
-    size = column("blob/psize_A")
-    listed = _Listed(
-        paths,
-        which,
-        places.astype(np.int64),
-        np.zeros(len(table), np.int64),
-        table,
-        None if size is None else size.astype(np.float64),
-    )
-    if with_ctf and any(column(name) is not None for name in ("ctf/df1_A", "ctf/df2_A")):
-        ctf: dict[str, np.ndarray | None] = {}
-        for name, known in _CTF.items():
-            values = column(known.cs)
-            ctf[name] = None if values is None else values.astype(np.float64)
-            if values is not None and known.cs.endswith("_rad"):
-                ctf[name] = np.degrees(values.astype(np.float64))
-        listed.ctf, listed.missing = _completed(ctf, len(table), [k.cs for k in _CTF.values()])
-    sign = column("blob/sign")
-    if sign is not None and len(np.unique(sign)) > 1:
-        log.warning(
-            "%s: blob/sign is negative for %d of %d particles: images of both contrasts are "
-            "taken as they lie",
-            path,
-            int((sign < 0).sum()),
-            len(sign),
-        )
-    return listed
-
-
-def _joined(path: Path, table: CsTable, passthrough: Path) -> tuple[CsTable, np.ndarray]:
-    """A second `.cs` and, for each particle of the first, its row there."""
-    other = read_cs(passthrough)
-    uids, others = table.column("uid"), other.column("uid")
-    if uids is None or others is None or not len(others):
-        raise ValueError(f"{passthrough}: no uid to join it with {path} on")
-    order = np.argsort(others, kind="stable")
-    rows = order[np.searchsorted(others, uids, sorter=order).clip(max=len(others) - 1)]
-    lost = others[rows] != uids
-    if lost.any():
-        raise ValueError(
-            f"{passthrough}: {int(lost.sum())} of the {len(uids)} particles of {path} are not "
-            f"there, such as uid {uids[lost][0]}"
-        )
-    return other, rows
-
-
-def _completed(
-    columns: dict[str, np.ndarray | None], count: int, tags: list[str]
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Columns of the CTF with those that have a default filled in, and the tags that lack."""
-    there, missing = {}, []
-    for (name, known), tag in zip(_CTF.items(), tags, strict=True):
-        values = columns[name]
-        if values is not None:
-            there[name] = values
-        elif known.default is not None:
-            there[name] = np.full(count, known.default)
-        else:
-            missing.append(tag)
-    return there, missing
-
-
-def _image_names(path: Path, table: StarTable) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The stacks that `rlnImageName` names, and each particle's stack and place in it."""
-    names = table.column("rlnImageName")
-    assert names is not None  # that is how the table was found
-    stacks: dict[bytes, int] = {}
-    which = np.empty(len(names), np.int64)
-    place = np.empty(len(names), np.int64)
-    for i, name in enumerate(names.tolist()):
-        if name[:1] in b"'\"":
-            name = name[1:-1]
-        number, at, stack = name.partition(b"@")
-        try:
-            place[i] = int(number) - 1 if at else 0
-        except ValueError:
-            raise ValueError(
-                f"{path}: rlnImageName: expected NUMBER@STACK, got {_word(name)!r} "
-                f"(particle {i + 1})"
-            ) from None
-        which[i] = stacks.setdefault(stack if at else number, len(stacks))
-    return [_word(stack) for stack in stacks], which, place
-
-
-def _optics_rows(path: Path, table: StarTable) -> np.ndarray | None:
-    """The row of each particle's optics group; `None` where there are no groups."""
-    groups = table.column("rlnOpticsGroup", optics=True)
-    if groups is None:
-        return None
-    mine = table.column("rlnOpticsGroup")
-    if mine is None:
-        if len(groups) == 1:
-            return np.zeros(len(table), np.int64)
-        raise ValueError(
-            f"{path}: {len(groups)} optics groups, and no rlnOpticsGroup says whose is which"
-        )
-    known = _numbers(path, "rlnOpticsGroup", groups)
-    wanted = _numbers(path, "rlnOpticsGroup", mine)
-    order = np.argsort(known)
-    rows = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-    lost = known[rows] != wanted
-    if lost.any():
-        raise ValueError(
-            f"{path}: rlnOpticsGroup {wanted[lost][0]:g} is not among the optics groups "
-            f"({int(lost.sum())} of {len(wanted)} particles)"
-        )
-    return rows
-
-
-def _numbers(path: Path, tag: str, values: np.ndarray) -> np.ndarray:
-    try:
-        return values.astype(np.float64)
-    except ValueError:
-        for i, value in enumerate(values.tolist()):
-            try:
-                float(value)
-            except ValueError:
-                raise ValueError(
-                    f"{path}: {tag}: expected numbers, got {_word(value)!r} (row {i + 1})"
-                ) from None
-        raise
-
-
-def _word(value: bytes | str) -> str:
-    return os.fsdecode(value)
-
-
-# ---- which of them
-
-
-def _selected(path: Path, listed: _Listed) -> np.ndarray:
-    """The particles that a file selects, in its order."""
-    if path.suffix in SUFFIXES:
-        return read_indices(path, len(listed.place))
-    if path.suffix not in (".star", ".cs"):
-        raise ValueError(
-            f"{path}: expected a selection as {', '.join(SUFFIXES)}, .star or .cs, "
-            f"got {path.suffix or 'no suffix'!r}"
-        )
-    if path.suffix == ".cs" and isinstance(listed.table, CsTable):
-        wanted, mine = read_cs(path).column("uid"), listed.table.column("uid")
-        if wanted is None or mine is None:
-            raise ValueError(f"{path}: no uid to find its particles by")
-        keys, asked = mine.tolist(), wanted.tolist()
-    else:
-        star = path.suffix == ".star"
-        other = _listed_star(path, False) if star else _listed_cs(path, None, False)
-        keys, asked = _keys(listed, whole=True), _keys(other, whole=True)
-        names = [PurePosixPath(text).name for text in listed.paths]
-        # Another program may have moved the stacks; their names still tell them apart.
-        if len(set(names)) == len(names) and not set(asked) <= set(keys):
-            keys, asked = _keys(listed, whole=False), _keys(other, whole=False)
-    rows = {key: i for i, key in reversed(list(enumerate(keys)))}
-    lost = [key for key in asked if key not in rows]
-    if lost:
-        first = lost[0] if isinstance(lost[0], int) else f"{lost[0][0] + 1:06d}@{lost[0][1]}"
-        raise ValueError(
-            f"{path}: {len(lost)} of its {len(asked)} particles are not among those of the "
-            f"data set, such as {first}"
-        )
-    return np.array([rows[key] for key in dict.fromkeys(asked)], dtype=np.int64)
-
-
-def _keys(listed: _Listed, *, whole: bool) -> list[Any]:
-    """What tells particles apart: place and stack, by its whole path or by its name."""
-    paths = [PurePosixPath(text) for text in listed.paths]
-    names = [str(text) if whole else text.name for text in paths]
-    places, which = listed.place.tolist(), listed.path.tolist()
-    return [(place, names[i]) for place, i in zip(places, which, strict=True)]
-
-
-# ---- where they lie
-
-
-def _found(path: Path, texts: list[str], datadir: Path | None) -> list[Path]:
-    """The stacks that a file names, absolute."""
-    folders = [*([datadir] if datadir else []), path.parent, *path.parent.parents]
-    found, lost = [], []
-    forbidden: PermissionError | None = None
-    for text in texts:
-        places = [folder / text for folder in folders]
-        if datadir:
-            places.append(datadir / PurePosixPath(text).name)
-        for place in places:
-            try:
-                place.stat()
-            except PermissionError as error:
-                forbidden = error
-            except OSError:
-                continue
-            else:
-                found.append(place)
-                break
-        else:
-            lost.append(text)
-    if lost and forbidden:
-        raise forbidden
-    if lost:
-        told = "dataset.datadir" + (f" ({datadir})" if datadir else "")
-        raise FileNotFoundError(
-            f"{path}: of its {len(texts)} stacks {len(lost)} cannot be found, such as {lost[0]}; "
-            f"set {told} to the folder that these paths start from"
-        )
-    return found
-
-
-def _open(path: Path) -> mrc.MrcHeader | _Array:
-    """The header of a stack, checked against the file."""
-    try:
-        if path.suffix != ".npy":
-            return mrc.read_header(path)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except IsADirectoryError:
-        raise ValueError(f"{path}: expected a stack, found a folder") from None
-    except (ValueError, EOFError) as error:
-        if path.suffix != ".npy":
-            raise
-        raise ValueError(f"{path}: no whole .npy file ({error})") from error
-    if array.ndim not in (2, 3) or array.dtype.kind not in "buif" or not array.size:
-        raise ValueError(
-            f"{path}: expected images (N, H, W) of numbers, got {array.dtype} of shape "
-            f"{array.shape}"
-        )
-    return _Array(path, *((1,) * (3 - array.ndim) + array.shape))
-
-
-def _heads(path: Path, stacks: list[Path], stack: np.ndarray) -> list[mrc.MrcHeader | _Array]:
-    """The header of every stack; all are good, and all images of one size."""
-    heads, errors = [], []
-    for file in stacks:
-        try:
-            heads.append(_open(file))
-        except (ValueError, OSError) as error:
-            errors.append(error)
-    if errors:
-        more = f" ({len(errors)} of the {len(stacks)} stacks are bad)" * (len(errors) > 1)
-        if isinstance(errors[0], PermissionError):
-            raise errors[0]
-        raise ValueError(f"{errors[0]}{more}") from errors[0]
-    sizes = np.array([(head.height, head.width) for head in heads])
-    other = (sizes != sizes[0]).any(axis=1)
-    if other.any():
-        first = int(np.flatnonzero(other)[0])
-        height, width = sizes[0]
-        raise ValueError(
-            f"{path}: images of different sizes: {stacks[0]} has {height}x{width}, "
-            f"{stacks[first]} has {sizes[first][0]}x{sizes[first][1]} "
-            f"({int(other[stack].sum())} of {len(stack)} particles have another than the first)"
-        )
-    return heads
-
-
-def _check_places(
-    path: Path, heads: list[mrc.MrcHeader | _Array], stack: np.ndarray, place: np.ndarray
-) -> None:
+def _check_places(path: Path, heads: list[Header], stack: np.ndarray, place: np.ndarray) -> None:
     counts = np.array([head.count for head in heads])
     bad = (place < 0) | (place >= counts[stack])
     if bad.any():
@@ -703,9 +275,9 @@ def _check_places(
 
 
 def _pixel_sizes(
-    listed: _Listed,
+    listed: Listed,
     rows: np.ndarray,
-    heads: list[mrc.MrcHeader | _Array],
+    heads: list[Header],
     stack: np.ndarray,
     given: float | None,
 ) -> np.ndarray | None:
@@ -716,9 +288,6 @@ def _pixel_sizes(
         return listed.pixel_size[rows]
     sizes = [head.pixel_size for head in heads]
     return None if None in sizes else np.array(sizes, dtype=np.float64)[stack]
-
-
-# ---- what is known of them
 
 
 def _check_pixel_sizes(particles: ParticleSet) -> None:
@@ -758,7 +327,7 @@ def _with_sane_ctf(particles: ParticleSet, bad_ctf: str | None) -> ParticleSet:
     assert particles.ctf is not None
     bad = np.zeros(len(particles), bool)
     first = ""
-    for name, known in _CTF.items():
+    for name, known in CTF_COLUMNS.items():
         values = particles.ctf[name]
         absurd = ~((values >= known.low) & (values <= known.high))
         if absurd.any() and not first:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from svae.formats.cryosparc import CsTable
-from svae.formats.particles import STAR_CTF, ParticleSet
+from svae.formats.particle_lists import STAR_CTF
+from svae.formats.particles import ParticleSet
 from svae.formats.star import StarTable, new_star
 
 __all__ = ["Found", "check_units", "cs_table", "model_classes", "new_table", "star_table"]
