@@ -348,6 +348,9 @@ class Attention(PosteriorHead):
             it has its whole prior at each of them.
         shift_offsets: Whether the position of a point is a deviation from the lattice's, too.
             Without, it lies on the lattice, as published.
+        correct_weights: Whether a second look corrects the weights that the first gives the
+            points. Without, it weighs them itself: the first look's weights hang on how an object
+            lies to the lattice, which they cannot know and the second does not see.
     """
 
     def __init__(
@@ -358,6 +361,7 @@ class Attention(PosteriorHead):
         sampling: Sampling,
         offsets: bool = True,
         shift_offsets: bool = False,
+        correct_weights: bool = False,
     ) -> None:
         if lattice is None:
             raise ValueError(
@@ -382,7 +386,7 @@ class Attention(PosteriorHead):
         super().__init__(in_features, sizes, around, terms=[*around, "lattice"])
         # The methods only, as of the families.
         self.corrections = {name: prior.corrected for name, prior in around.items()}
-        self.sampling = sampling
+        self.sampling, self.correct_weights = sampling, correct_weights
         self.deviates, self.between = deviates, "shift" in around
         self.shape = lattice.shape
         self.register_buffer("angles", angles, persistent=False)
@@ -481,7 +485,7 @@ class Attention(PosteriorHead):
     def looked_again(
         self, params: Tensor, look: Callable[[Latents], Tensor], noise: Noise | None = None
     ) -> AttentionPosterior:
-        """The posterior with the weight and the contents of every point corrected.
+        """The posterior with a new weight of every point, and its contents corrected.
 
         The pose of each point is a hypothesis of its own, under which a second look sees the
         object as if it lay so. The first look, which decides what points there are, is guided by
@@ -503,7 +507,10 @@ class Attention(PosteriorHead):
                 self.corrections.items(), parts, of_rest, strict=True
             )
         ]
-        log_weights = (q.log_weights + of_weight.squeeze(-1)).log_softmax(1)
+        log_weights = of_weight.squeeze(-1)
+        if self.correct_weights:
+            log_weights = q.log_weights + log_weights
+        log_weights = log_weights.log_softmax(1)
         guidance = None
         if noise is not None:
             final = log_weights.detach()
