@@ -394,6 +394,7 @@ MODELS = {
     "two looks, sizes": {"second_look": None, "shift_offsets": True, "infer_scale": True},
     "two looks, no offsets": {"second_look": None, "offsets": False, "angle": VonMisesAngle(45.0)},
     "two looks, no content": {"second_look": None, "z_dim": 0},
+    "two looks, weights corrected": {"second_look": None, "correct_weights": True},
 }
 
 
@@ -406,6 +407,7 @@ def model_of(make_model, sampling=None, angle=None, z_dim=2, **options) -> Spati
         sampling=sampling or Truncated(3),
         offsets=options.pop("offsets", True),
         shift_offsets=options.pop("shift_offsets", False),
+        correct_weights=options.pop("correct_weights", False),
     )
     prior = {
         "z": Gaussian(z_dim),
@@ -691,9 +693,10 @@ def test_a_shift_that_is_not_normal_has_nothing_between_positions():
 # ---- a second look
 
 
-def test_a_second_look_corrects_every_point_under_its_own_pose(make_model, monkeypatch):
+@pytest.mark.parametrize("correct", [False, True])
+def test_a_second_look_corrects_every_point_under_its_own_pose(make_model, correct):
     """Written out for one point after another: weight, content and angle."""
-    model = model_of(make_model, Truncated(3), second_look=True).double()
+    model = model_of(make_model, Truncated(3), second_look=True, correct_weights=correct).double()
     images = torch.rand(2, *SHAPE, dtype=DOUBLE)
     seen = []
     model.second_look.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -706,7 +709,8 @@ def test_a_second_look_corrects_every_point_under_its_own_pose(make_model, monke
         pose = factors["theta"].mode[:, i], factors["shift"].mode[:, i]
         upright = remove_pose(images, *pose)[..., 2:7, 2:7]  # 5 of 9 pixels: the kernel's
         assert_close(windows.view(2, 3, 1, 5, 5)[:, i], upright)
-    assert_close(q.log_weights, (first.log_weights + correction[..., 0]).log_softmax(1))
+    before = first.log_weights if correct else 0.0
+    assert_close(q.log_weights, (before + correction[..., 0]).log_softmax(1))
     assert_close(corrected["z"].mode, factors["z"].mode + correction[..., 1:3])
     unit = math.pi / 4  # half of the way between two of four rotations
     moved = factors["theta"].mode + unit * correction[..., 5]
@@ -735,6 +739,19 @@ def test_a_second_look_moves_the_object_as_it_lies(make_model, offsets):
     assert_close(moved, unit * rotate(wanted[:2].expand_as(moved), theta) * size)
     assert_close(q["shift"].stddev, factors["shift"].stddev * math.exp(0.1))
     assert moved.abs().min() > 1e-3
+
+
+def test_how_an_object_lies_to_the_lattice_is_nothing_to_the_weights(make_model):
+    """A first look that says anything of the same points: the second hears nothing of it."""
+    model = model_of(make_model, Truncated(3, explore=0), second_look=True)
+    images = torch.rand(4, *SHAPE)
+    params = model._params(images).detach()
+    weights = []
+    for factor in (1.0, 0.25):  # as sure, and not: in the same order
+        scaled = torch.cat([factor * params[..., :1], params[..., 1:]], -1)
+        q = model.posterior.looked_again(scaled, partial(model.second_look, images))
+        weights.append(q.log_weights)
+    assert_close(*weights)
 
 
 def test_training_guides_the_weights_of_the_first_look(make_model):
