@@ -696,7 +696,8 @@ def test_a_shift_that_is_not_normal_has_nothing_between_positions():
 @pytest.mark.parametrize("correct", [False, True])
 def test_a_second_look_corrects_every_point_under_its_own_pose(make_model, correct):
     """Written out for one point after another: weight, content and angle."""
-    model = model_of(make_model, Truncated(3), second_look=True, correct_weights=correct).double()
+    options = {"angle": GaussianAngle(45.0), "correct_weights": correct}
+    model = model_of(make_model, Truncated(3), second_look=True, **options).double()
     images = torch.rand(2, *SHAPE, dtype=DOUBLE)
     seen = []
     model.second_look.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -709,10 +710,12 @@ def test_a_second_look_corrects_every_point_under_its_own_pose(make_model, corre
         pose = factors["theta"].mode[:, i], factors["shift"].mode[:, i]
         upright = remove_pose(images, *pose)[..., 2:7, 2:7]  # 5 of 9 pixels: the kernel's
         assert_close(windows.view(2, 3, 1, 5, 5)[:, i], upright)
-    before = first.log_weights if correct else 0.0
+    positions, rotations = first._log_lattice_prior(model.priors)
+    prior = (positions.unsqueeze(-1) + rotations.unsqueeze(-2)).flatten()
+    before = first.log_weights if correct else prior[first.points]
     assert_close(q.log_weights, (before + correction[..., 0]).log_softmax(1))
     assert_close(corrected["z"].mode, factors["z"].mode + correction[..., 1:3])
-    unit = math.pi / 4  # half of the way between two of four rotations
+    unit = model.posterior.around(model.priors)["theta"].unit
     moved = factors["theta"].mode + unit * correction[..., 5]
     assert_close(corrected["theta"].mode, moved)
     assert torch.equal(corrected["shift"].mode, factors["shift"].mode)

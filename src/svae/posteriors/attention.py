@@ -349,8 +349,8 @@ class Attention(PosteriorHead):
         shift_offsets: Whether the position of a point is a deviation from the lattice's, too.
             Without, it lies on the lattice, as published.
         correct_weights: Whether a second look corrects the weights that the first gives the
-            points. Without, it weighs them itself: the first look's weights hang on how an object
-            lies to the lattice, which they cannot know and the second does not see.
+            points. Without, it weighs them itself, relative to the prior: those of the first hang
+            on how an object lies to the lattice, and so do the choices between similar poses.
     """
 
     def __init__(
@@ -507,10 +507,8 @@ class Attention(PosteriorHead):
                 self.corrections.items(), parts, of_rest, strict=True
             )
         ]
-        log_weights = of_weight.squeeze(-1)
-        if self.correct_weights:
-            log_weights = q.log_weights + log_weights
-        log_weights = log_weights.log_softmax(1)
+        before = q.log_weights if self.correct_weights else self._log_prior()[q.rows()]
+        log_weights = (before + of_weight.squeeze(-1)).log_softmax(1)
         guidance = None
         if noise is not None:
             final = log_weights.detach()
@@ -522,10 +520,17 @@ class Attention(PosteriorHead):
     def whole(self, params: Tensor) -> AttentionPosterior:
         """The posterior over the whole lattice, before `sampling` makes of it what is used."""
         logits, rest = params.flatten(1, 2).split((1, sum(self.sizes[1:])), dim=-1)
-        # The network's part is relative to the prior, which a fresh network so is about.
+        log_weights = (logits.squeeze(-1) + self._log_prior()).log_softmax(1)
+        return AttentionPosterior(self, log_weights, rest)
+
+    def _log_prior(self) -> Tensor:
+        """Log prior probabilities (M,) of the points, which networks' parts are relative to.
+
+        A fresh network so is about the prior, and none can know it: not an equivariant one, nor
+        one that sees every object with its pose removed.
+        """
         positions = self.log_positions(self._priors, self.shifts).unsqueeze(-1)
-        prior = (positions + self.log_rotations(self._priors, self.angles)).flatten()
-        return AttentionPosterior(self, (logits.squeeze(-1) + prior).log_softmax(1), rest)
+        return (positions + self.log_rotations(self._priors, self.angles)).flatten()
 
 
 def gumbel(noise: Noise, purpose: str, like: Tensor) -> Tensor:
