@@ -144,13 +144,6 @@ def test_what_came_before_a_setting_is_not_what_its_default_is_now():
     assert difference(lattice, {"seed": 1}).startswith("model.posterior.shift_offsets='false'")
     lattice = Job("tiny/good/seed-1", 1, (*overrides, "model.posterior.shift_offsets=false"))
     assert not difference(lattice, {"seed": 1})
-    two = {"seed": 1, "model.second_look": "null", "model.second_encoder": "null"}
-    two["model.posterior.shift_offsets"] = "true"
-    overrides = "dataset=rot_digits", "model=target_vae", "prior=uniform", "seed=1"
-    looked = Job("tiny/good/seed-1", 1, overrides)
-    assert difference(looked, two).startswith("model.posterior.correct_weights='true'")
-    looked = Job("tiny/good/seed-1", 1, (*overrides, "model.posterior.correct_weights=true"))
-    assert not difference(looked, two)
 
 
 def test_a_record_that_is_replaced_by_one_of_other_settings_is_told(tmp_path, caplog):

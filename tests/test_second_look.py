@@ -225,22 +225,3 @@ def test_null_was_one_look_of_an_attention(tmp_path):
         model = {"second_look": None, "posterior": {"_target_": f"svae.posteriors.{posterior}"}}
         OmegaConf.save(OmegaConf.create({"model": model | more}), tmp_path / "config.yaml")
         assert read_config(tmp_path).model.second_look is expected
-
-
-def test_second_looks_corrected_the_weights_of_an_attention_before_they_weighed(tmp_path):
-    new = {"second_encoder": None}
-    for posterior, more, expected in (
-        ("Attention", new | {"second_look": None}, True),
-        ("Attention", new | {"second_look": True}, True),
-        ("Attention", new | {"second_look": False}, False),
-        ("Attention", {"second_look": None}, False),  # one look: see above
-        ("Attention", {}, False),
-        ("MeanField", new | {"second_look": True}, None),
-    ):
-        model = {"posterior": {"_target_": f"svae.posteriors.{posterior}"}}
-        OmegaConf.save(OmegaConf.create({"model": model | more}), tmp_path / "config.yaml")
-        assert read_config(tmp_path).model.posterior.get("correct_weights") is expected
-    known = {"_target_": "svae.posteriors.Attention", "correct_weights": False}
-    config = OmegaConf.create({"model": {"posterior": known, "second_look": None, **new}})
-    OmegaConf.save(config, tmp_path / "config.yaml")
-    assert read_config(tmp_path).model.posterior.correct_weights is False

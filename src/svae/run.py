@@ -22,7 +22,6 @@ from svae.module import VAEModule
 from svae.paths import data_dir
 
 __all__ = [
-    "ATTENTION",
     "BEFORE",
     "DECIDING",
     "NO_MATTER",
@@ -48,9 +47,6 @@ BEFORE = {
     "model.second_look": False,
     "prior.theta.start_deg": None,
 }
-
-#: The posterior whose second look was another once: it corrected the weights of the points.
-ATTENTION = "svae.posteriors.Attention"
 
 #: Settings that do not change what a run computes.
 NO_MATTER = (
@@ -81,11 +77,9 @@ def read_config(run: str | Path) -> DictConfig:
         raise ValueError(f"{path}: not a config (a list)")
     model = config.get("model", {})
     null = model.get("second_look", False) is None and "second_encoder" not in model
-    if null and model.posterior._target_ == ATTENTION:
+    if null and model.posterior._target_ == "svae.posteriors.Attention":
         # Of before an attention could be corrected: null meant a mean-field posterior alone.
         model.second_look = False
-    if "posterior" in model and model.posterior.get("_target_") == ATTENTION:
-        model.posterior.setdefault("correct_weights", model.get("second_look", False) is not False)
     return config
 
 

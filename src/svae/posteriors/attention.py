@@ -349,8 +349,8 @@ class Attention(PosteriorHead):
         shift_offsets: Whether the position of a point is a deviation from the lattice's, too.
             Without, it lies on the lattice, as published.
         correct_weights: Whether a second look corrects the weights that the first gives the
-            points. Without, it weighs them itself, relative to the prior: those of the first hang
-            on how an object lies to the lattice, and so do the choices between similar poses.
+            points. Without, it weighs them itself: those of the first hang on how an object lies
+            to the lattice, and so do choices between poses in which it looks nearly the same.
     """
 
     def __init__(
@@ -361,7 +361,7 @@ class Attention(PosteriorHead):
         sampling: Sampling,
         offsets: bool = True,
         shift_offsets: bool = False,
-        correct_weights: bool = False,
+        correct_weights: bool = True,
     ) -> None:
         if lattice is None:
             raise ValueError(
@@ -507,7 +507,13 @@ class Attention(PosteriorHead):
                 self.corrections.items(), parts, of_rest, strict=True
             )
         ]
-        before = q.log_weights if self.correct_weights else self._log_prior()[q.rows()]
+        if self.correct_weights:
+            before = q.log_weights
+        else:
+            # Relative to the prior of rotations, which cannot be seen in an object without its
+            # pose. Not to that of positions: of two poses half a turn apart the origins lie apart
+            # too, and which is nearer to the image's middle should not decide.
+            before = self.log_rotations(self._priors, self.angles)[q.rows() % len(self.angles)]
         log_weights = (before + of_weight.squeeze(-1)).log_softmax(1)
         guidance = None
         if noise is not None:
@@ -520,17 +526,10 @@ class Attention(PosteriorHead):
     def whole(self, params: Tensor) -> AttentionPosterior:
         """The posterior over the whole lattice, before `sampling` makes of it what is used."""
         logits, rest = params.flatten(1, 2).split((1, sum(self.sizes[1:])), dim=-1)
-        log_weights = (logits.squeeze(-1) + self._log_prior()).log_softmax(1)
-        return AttentionPosterior(self, log_weights, rest)
-
-    def _log_prior(self) -> Tensor:
-        """Log prior probabilities (M,) of the points, which networks' parts are relative to.
-
-        A fresh network so is about the prior, and none can know it: not an equivariant one, nor
-        one that sees every object with its pose removed.
-        """
+        # The network's part is relative to the prior, which a fresh network so is about.
         positions = self.log_positions(self._priors, self.shifts).unsqueeze(-1)
-        return (positions + self.log_rotations(self._priors, self.angles)).flatten()
+        prior = (positions + self.log_rotations(self._priors, self.angles)).flatten()
+        return AttentionPosterior(self, (logits.squeeze(-1) + prior).log_softmax(1), rest)
 
 
 def gumbel(noise: Noise, purpose: str, like: Tensor) -> Tensor:
