@@ -75,7 +75,9 @@ def test_a_named_folder_that_holds_something_is_left_as_it_is(tmp_path):
 
 def test_output_dir_names_the_folder_of_a_run(tmp_path):
     stamp, named = tmp_path / "2026-11-21", tmp_path / "mine"
-    config = with_output_dir(config_of(stamp, named=False), str(named))
+    config = config_of(stamp, named=False)
+    config.hydra.overrides.task.append("callbacks.x.folder=${output_dir}/x")
+    config = with_output_dir(config, str(named))
     OwnDirectory().on_run_start(config)
     assert config.hydra.run.dir == str(named)
     assert named.is_dir()

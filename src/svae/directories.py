@@ -63,7 +63,9 @@ class OwnDirectory(Callback):
     def _claim(self, config: DictConfig, kind: str) -> None:
         node = config.hydra[kind]
         named = any(o.startswith(f"hydra.{kind}.dir=") for o in config.hydra.overrides.hydra)
-        if any(o.startswith("output_dir=") for o in config.hydra.overrides.task):
+        # As they were typed: an interpolation among them needs what is not there yet.
+        typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        if any(str(override).startswith("output_dir=") for override in typed):
             if kind == "sweep":
                 sys.exit(
                     "svae: output_dir: expected none in a sweep, whose runs have a folder each; "
