@@ -21,7 +21,7 @@ from svae import multirun
 from svae.command import command
 from svae.directories import OwnDirectory, _make_new, lock, release
 from svae.errors import UserError
-from svae.multirun import OneGPUEach, folder_name, line_to_go_on
+from svae.multirun import OneGPUEach, fixed, folder_name, line_to_go_on
 from svae.paths import conf_dir
 from svae.status import Status, read_status, write_status
 
@@ -521,3 +521,11 @@ def test_processes_of_a_job_are_not_submitit_s(sweep):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     options = ["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"]
     assert "tasks_per_node: expected 1" in sweep(finishes, "seed=1,2", *options)
+
+
+def test_what_all_jobs_share_may_name_what_is_not_there_yet():
+    """The folder of a job, in a setting: it is of each job and no value of the sweep's."""
+    typed = ["callbacks.figures.folder=${output_dir}/pictures", "seed=1,2"]
+    hydra = {"sweeper": {"params": None}, "overrides": {"task": typed}}
+    config = OmegaConf.create({"output_dir": "${hydra:runtime.output_dir}", "hydra": hydra})
+    assert fixed(config) == ["callbacks.figures.folder"]

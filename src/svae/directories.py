@@ -11,7 +11,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
 
 from svae.status import read_status
 
@@ -20,7 +20,7 @@ try:
 except ImportError:  # Windows; there, a folder that the user names twice at once is not noticed
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["JOBS", "OwnDirectory", "add_override", "held", "lock", "locked", "release"]
+__all__ = ["JOBS", "OwnDirectory", "add_override", "as_typed", "held", "lock", "locked", "release"]
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +62,9 @@ class OwnDirectory(Callback):
 
     def _claim(self, config: DictConfig, kind: str) -> None:
         node = config.hydra[kind]
-        named = any(o.startswith(f"hydra.{kind}.dir=") for o in config.hydra.overrides.hydra)
-        # As they were typed: an interpolation among them needs what is not there yet.
-        typed: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-        if any(str(override).startswith("output_dir=") for override in typed):
+        overrides = config.hydra.overrides
+        named = any(o.startswith(f"hydra.{kind}.dir=") for o in as_typed(overrides.hydra))
+        if any(o.startswith("output_dir=") for o in as_typed(overrides.task)):
             if kind == "sweep":
                 sys.exit(
                     "svae: output_dir: expected none in a sweep, whose runs have a folder each; "
@@ -116,6 +115,11 @@ class OwnDirectory(Callback):
 def held(path: Path) -> list[str]:
     """What a folder holds, except for what a start that failed leaves; sorted."""
     return sorted(p.name for p in path.iterdir() if p.name != ".hydra" and p.suffix != ".log")
+
+
+def as_typed(overrides: ListConfig) -> list[str]:
+    """Overrides as they were typed: what is interpolated in one need not be there yet."""
+    return list(map(str, OmegaConf.to_container(overrides, resolve=False) or ()))
 
 
 def add_override(config: DictConfig, key: str, value: str) -> None:

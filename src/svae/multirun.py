@@ -28,7 +28,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from svae.directories import JOBS, add_override, held, lock, locked
+from svae.directories import JOBS, add_override, as_typed, held, lock, locked
 from svae.errors import UserError, one_line
 from svae.files import write_atomic
 from svae.signals import Signals
@@ -142,7 +142,7 @@ class Jobs(Callback):
 def fixed(config: DictConfig) -> list[str]:
     """The keys that a sweep's overrides set to one value for all jobs."""
     params = (config.hydra.sweeper.get("params") or {}).items()
-    given = [*(f"{key}={value}" for key, value in params), *config.hydra.overrides.task]
+    given = [*(f"{key}={value}" for key, value in params), *as_typed(config.hydra.overrides.task)]
     try:
         overrides = OverridesParser.create().parse_overrides(given)
     except HydraException:  # the sweeper will tell

@@ -32,7 +32,7 @@ class Column(NamedTuple):
     default: float | None = None
 
 
-#: The parameters of the CTF.
+#: The parameters of the CTF, by their names in a `ParticleSet`.
 CTF_COLUMNS = {
     "defocus_u_A": Column("rlnDefocusU", "ctf/df1_A", 1, 2e5),
     "defocus_v_A": Column("rlnDefocusV", "ctf/df2_A", 1, 2e5),
@@ -73,7 +73,12 @@ def has_ctf(table: StarTable | CsTable) -> bool:
 def list_particles(
     path: Path, datadir: Path | None, passthrough: Path | None, *, with_ctf: bool
 ) -> Listed:
-    """What a file lists, as `read_particles` takes it."""
+    """What a file lists, as `read_particles` takes it; stacks are sought for a `.txt` alone.
+
+    Raises:
+        OSError: A file is missing or cannot be read.
+        ValueError: A file is damaged or not what it should be; the message names it.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file")
     if path.suffix == ".star":
@@ -187,15 +192,20 @@ def _joined(path: Path, table: CsTable, passthrough: Path) -> tuple[CsTable, np.
     uids, others = table.column("uid"), other.column("uid")
     if uids is None or others is None or not len(others):
         raise ValueError(f"{passthrough}: no uid to join it with {path} on")
-    order = np.argsort(others, kind="stable")
-    rows = order[np.searchsorted(others, uids, sorter=order).clip(max=len(others) - 1)]
-    lost = others[rows] != uids
+    rows, lost = _rows_of(uids, others)
     if lost.any():
         raise ValueError(
             f"{passthrough}: {int(lost.sum())} of the {len(uids)} particles of {path} are not "
             f"there, such as uid {uids[lost][0]}"
         )
     return other, rows
+
+
+def _rows_of(wanted: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where in `known` (M,) each of `wanted` (N,) first is, and which are nowhere, (N,) each."""
+    order = np.argsort(known, kind="stable")
+    rows = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
+    return rows, known[rows] != wanted
 
 
 def _completed(
@@ -250,9 +260,7 @@ def _optics_rows(path: Path, table: StarTable) -> np.ndarray | None:
         )
     known = _numbers(path, "rlnOpticsGroup", groups)
     wanted = _numbers(path, "rlnOpticsGroup", mine)
-    order = np.argsort(known)
-    rows = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-    lost = known[rows] != wanted
+    rows, lost = _rows_of(wanted, known)
     if lost.any():
         raise ValueError(
             f"{path}: rlnOpticsGroup {wanted[lost][0]:g} is not among the optics groups "

@@ -34,7 +34,17 @@ Header = mrc.MrcHeader | ArrayHeader
 
 
 def find_stacks(path: Path, texts: list[str], datadir: Path | None) -> list[Path]:
-    """The stacks that a file names, absolute."""
+    """The stacks that a file names, absolute.
+
+    Arguments:
+        path: The file; they are looked for from its folder and the folders above.
+        texts: What it writes for each.
+        datadir: A folder to look in first, and there by their names alone, too.
+
+    Raises:
+        FileNotFoundError: One is nowhere.
+        PermissionError: One may be where nobody is let in.
+    """
     folders = [*([datadir] if datadir else []), path.parent, *path.parent.parents]
     found, lost = [], []
     forbidden: PermissionError | None = None
@@ -66,7 +76,12 @@ def find_stacks(path: Path, texts: list[str], datadir: Path | None) -> list[Path
 
 
 def open_stack(path: Path) -> Header:
-    """The header of a stack, checked against the file."""
+    """The header of a stack, checked against the file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no stack, or damaged.
+    """
     try:
         if path.suffix != ".npy":
             return mrc.read_header(path)
@@ -86,7 +101,17 @@ def open_stack(path: Path) -> Header:
 
 
 def open_stacks(path: Path, stacks: list[Path], stack: np.ndarray) -> list[Header]:
-    """The header of every stack; all are good, and all images of one size."""
+    """The header of every stack; all are good, and all images of one size.
+
+    Arguments:
+        path: The file that names them, for messages.
+        stacks: The stack files.
+        stack: Which of them each particle lies in, with shape (N,).
+
+    Raises:
+        PermissionError: One may not be read.
+        ValueError: One is bad, or of another size.
+    """
     heads, errors = [], []
     for file in stacks:
         try:
@@ -112,7 +137,7 @@ def open_stacks(path: Path, stacks: list[Path], stack: np.ndarray) -> list[Heade
 
 
 def fetch(pixels: np.ndarray, place: np.ndarray) -> None:
-    """Have the system read images of a map all at once.
+    """Have the system read the images at `place` (B,) of a map (N, H, W) all at once.
 
     As they are copied, a disk would be asked for one piece after the other: several times slower.
     """
