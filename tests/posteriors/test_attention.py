@@ -395,6 +395,7 @@ MODELS = {
     "two looks, no offsets": {"second_look": None, "offsets": False, "angle": VonMisesAngle(45.0)},
     "two looks, no content": {"second_look": None, "z_dim": 0},
     "two looks, the second weighs": {"second_look": None, "correct_weights": False},
+    "three looks": {"second_look": None, "correct_weights": False, "third_look": True},
 }
 
 
@@ -408,6 +409,7 @@ def model_of(make_model, sampling=None, angle=None, z_dim=2, **options) -> Spati
         offsets=options.pop("offsets", True),
         shift_offsets=options.pop("shift_offsets", False),
         correct_weights=options.pop("correct_weights", True),
+        third_look=options.pop("third_look", False),
     )
     prior = {
         "z": Gaussian(z_dim),
@@ -495,6 +497,7 @@ def test_inference_follows_quarter_turns(make_model):
         {"second_look": True, "shift_offsets": True},
         {"second_look": True, "group_order": 8, "kernel_size": 4, "stride": 1},
         {"second_look": True, "shift_offsets": True, "angle": VonMisesAngle()},
+        {"second_look": True, "shift_offsets": True, "third_look": True},
     ):
         model, q, turned, quarter = quarter_turned(make_model, **options)
         expected, found = q.mode().turned(quarter), turned.mode()
@@ -754,6 +757,57 @@ def test_how_an_object_lies_to_the_lattice_is_nothing_to_the_weights(make_model)
         q = model.posterior.looked_again(scaled, partial(model.second_look, images))
         weights.append(q.log_weights)
     assert_close(*weights)
+
+
+@pytest.mark.parametrize("correct", [False, True])
+def test_a_third_look_tells_which_way_up(make_model, correct):
+    """Written out: the odds of the two halves of the circle are its own, those within are not."""
+    options = {"correct_weights": correct, "shift_offsets": True, "second_look": True}
+    two = model_of(make_model, Truncated(12), **options).double()
+    three = model_of(make_model, Truncated(12), third_look=True, **options).double()
+    with torch.no_grad():
+        # Corrections that are larger than those of a network without training.
+        two.second_look.head.weight *= 10
+    three.load_state_dict(two.state_dict())
+    images = torch.rand(8, *SHAPE, dtype=DOUBLE)
+    looks = []
+    three.second_look.register_forward_hook(lambda _, __, out: looks.append(out[..., 0]))
+    with torch.no_grad():
+        first, second, third = (
+            two.posterior(two._params(images)),
+            two.infer(images),
+            three.infer(images),
+        )
+        poses = second.latents({name: factor.mode for name, factor in second.at().items()})
+        expected = two.second_look(images, poses)[..., 0]
+    assert_close(looks[1], expected)
+    assert torch.equal(third.params, second.params)
+    assert torch.equal(third.points, second.points)
+    assert_close(third.log_weights.logsumexp(1), torch.zeros(8, dtype=DOUBLE))
+    before = first.log_weights if correct else torch.zeros_like(expected)
+    turned_over = 0
+    for i in range(8):
+        seen, was, now = (w[i] for w in (before + expected, second.log_weights, third.log_weights))
+        apart = wrap_angle(poses.theta[i] - poses.theta[i, seen.argmax()])
+        near = apart.abs() < math.pi / 2
+        assert 0 < near.sum() < 12
+        for half in (near, ~near):
+            assert_close((now - was)[half], (now - was)[half][:1].expand(int(half.sum())))
+        assert_close(now[near].max() - now[~near].max(), seen[near].max() - seen[~near].max())
+        turned_over += not near[was.argmax()]
+    assert turned_over
+
+
+def test_a_third_look_is_none_of_training_and_may_find_one_side_only(make_model):
+    options = {"second_look": True, "shift_offsets": True, "third_look": True}
+    model = model_of(make_model, Truncated(1, explore=0), **options)
+    images, noise = torch.rand(4, *SHAPE), Noise(0, 3, torch.arange(4))
+    looks = []
+    model.second_look.register_forward_hook(lambda *_: looks.append(0))
+    trained = model.training_elbo(images, noise, 0)
+    assert len(looks) == 1
+    assert_close(model.elbo(images, noise).kl["lattice"], trained.kl["lattice"])
+    assert len(looks) == 3
 
 
 def test_training_guides_the_weights_of_the_first_look(make_model):

@@ -41,6 +41,9 @@ __all__ = ["Attention", "AttentionPosterior", "Sampling"]
 
 Priors = Mapping[str, Prior]
 
+#: The logarithm of a weight that counts for nothing.
+_NEVER = -1e4
+
 
 class Sampling(Protocol):
     """How an attention posterior is used; see `svae.posteriors.sampling`."""
@@ -351,6 +354,8 @@ class Attention(PosteriorHead):
         correct_weights: Whether a second look corrects the weights that the first gives the
             points. Without, it weighs them itself: those of the first hang on how an object lies
             to the lattice, and so do choices between poses in which it looks nearly the same.
+        third_look: Whether outside of training the second look's encoder looks once more, at the
+            poses as corrected, to tell which way up the object is.
     """
 
     def __init__(
@@ -362,6 +367,7 @@ class Attention(PosteriorHead):
         offsets: bool = True,
         shift_offsets: bool = False,
         correct_weights: bool = True,
+        third_look: bool = False,
     ) -> None:
         if lattice is None:
             raise ValueError(
@@ -387,6 +393,7 @@ class Attention(PosteriorHead):
         # The methods only, as of the families.
         self.corrections = {name: prior.corrected for name, prior in around.items()}
         self.sampling, self.correct_weights = sampling, correct_weights
+        self.third_look = third_look
         self.deviates, self.between = deviates, "shift" in around
         self.shape = lattice.shape
         self.register_buffer("angles", angles, persistent=False)
@@ -492,8 +499,8 @@ class Attention(PosteriorHead):
         KL(final || first) of their weights.
         """
         q = self(params) if noise is None else self.trained(params, noise)
-        modes = {name: factor.mode for name, factor in q.at().items()}
-        found = q.latents(modes).map(Tensor.detach)
+        found = q.latents({name: factor.mode for name, factor in q.at().items()})
+        found = found.map(Tensor.detach)
         of_weight, *of_rest = look(found).split(self.sizes, dim=-1)
         # What a point deviates by is counted from its rotation.
         rotation = q.rows() % len(self.angles)
@@ -513,15 +520,35 @@ class Attention(PosteriorHead):
             # Relative to the prior of rotations, which cannot be seen in an object without its
             # pose. Not to that of positions: of two poses half a turn apart the origins lie apart
             # too, and which is nearer to the image's middle should not decide.
-            before = self.log_rotations(self._priors, self.angles)[q.rows() % len(self.angles)]
+            before = self.log_rotations(self._priors, self.angles)[rotation]
         log_weights = (before + of_weight.squeeze(-1)).log_softmax(1)
-        guidance = None
+        again = replace(q, log_weights=log_weights, params=torch.cat(corrected, -1))
         if noise is not None:
             final = log_weights.detach()
             guidance = (final.exp() * (final - q.log_weights)).sum(1)
-        return replace(
-            q, log_weights=log_weights, params=torch.cat(corrected, -1), guidance=guidance
-        )
+            return replace(again, guidance=guidance)
+        return self._turned_over(again, before, look) if self.third_look else again
+
+    def _turned_over(
+        self, q: AttentionPosterior, before: Tensor, look: Callable[[Latents], Tensor]
+    ) -> AttentionPosterior:
+        """The posterior with the odds of the object's being the one or the other way up renewed.
+
+        They are those of the best point of either half of the circle, as a look at the corrected
+        poses weighs them. The weights within a half stay: what a point has inferred besides, and
+        how far from its place on the lattice it had to go for it, cannot be seen there.
+        """
+        found = q.latents({name: factor.mode for name, factor in q.at().items()})
+        found = found.map(Tensor.detach)
+        seen = before + look(found)[..., 0]
+        best = found.theta.gather(1, seen.argmax(1, keepdim=True))
+        near = torch.cos(found.theta - best) > 0
+        change = torch.zeros_like(seen)
+        for half in (near, ~near):
+            now, then = (w.masked_fill(~half, _NEVER) for w in (seen, q.log_weights))
+            renewed = now.amax(1, keepdim=True) - then.amax(1, keepdim=True)
+            change = torch.where(half, renewed, change)
+        return replace(q, log_weights=(q.log_weights + change).log_softmax(1))
 
     def whole(self, params: Tensor) -> AttentionPosterior:
         """The posterior over the whole lattice, before `sampling` makes of it what is used."""
