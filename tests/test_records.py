@@ -144,6 +144,12 @@ def test_what_came_before_a_setting_is_not_what_its_default_is_now():
     assert difference(lattice, {"seed": 1}).startswith("model.posterior.shift_offsets='false'")
     lattice = Job("tiny/good/seed-1", 1, (*overrides, "model.posterior.shift_offsets=false"))
     assert not difference(lattice, {"seed": 1})
+    # Of one look, as it was: there was no third one in the test of two.
+    two_looks = "dataset=rot_digits", "model=target_vae", "seed=1"
+    looked_twice = Job("tiny/good/seed-1", 1, two_looks)
+    seen = {"seed": 1, "model.second_look": "null", "model.posterior.shift_offsets": "true"}
+    assert difference(looked_twice, seen).startswith("model.third_look='false', not")
+    assert not difference(looked_twice, seen | {"model.third_look": "null"})
 
 
 def test_a_record_that_is_replaced_by_one_of_other_settings_is_told(tmp_path, caplog):

@@ -86,6 +86,9 @@ class SpatialVAE(nn.Module):
         second_look: Whether a second encoder, which sees each image with the pose removed that
             the first has found, corrects what that says (`SecondLook`); None: if the posterior
             finds few poses (`can_look_again`). Where no pose is inferred, none does.
+        third_look: Whether outside of training that encoder looks once more, at the poses as
+            corrected, to tell which way up the object is: at a posterior of several poses only.
+            None: if there is a second look and such a posterior.
         second_encoder: From `image_shape` to that encoder, of one vector for each image; one like
             `encoder` if None, or an `MLP` where that has a lattice. It sees as much around the
             object as `encoder` has a `window` for, or all.
@@ -112,6 +115,7 @@ class SpatialVAE(nn.Module):
         refinement_steps: int = 0,
         group_order: int | None = None,
         second_look: bool | None = False,
+        third_look: bool | None = False,
         second_encoder: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
@@ -168,6 +172,13 @@ class SpatialVAE(nn.Module):
                 sum(self.posterior.sizes),
                 getattr(self.encoder, "window", None),
             )
+        several = self.second_look is not None and isinstance(self.posterior, Attention)
+        if third_look and not several:
+            raise ValueError(
+                "third_look: expected false where no second look chooses from several poses, as "
+                "one of model/posterior=attention does"
+            )
+        self.third_look = several if third_look is None else third_look
         if len(wanted) > 1 and not self.generator.coordinate_based:
             raise ValueError(
                 "infer_theta, infer_shift, infer_scale: expected false, because the generator "
@@ -304,7 +315,9 @@ class SpatialVAE(nn.Module):
         """The posterior of images; that of a training step where its noise is given."""
         params = self._params(image)
         if self.second_look is not None:
-            return self.posterior.looked_again(params, partial(self.second_look, image), noise)
+            third = self.third_look and noise is None
+            look = partial(self.second_look, image)
+            return self.posterior.looked_again(params, look, noise, third)
         return self.posterior(params) if noise is None else self.posterior.trained(params, noise)
 
     def _infer_turned(self, image: Tensor, turn: Tensor, noise: Noise | None = None) -> Posterior:

@@ -45,6 +45,7 @@ DECIDING = ("dataset", "model", "prior", "optimizer", "scheduler", "max_gradient
 BEFORE = {
     "model.posterior.shift_offsets": False,
     "model.second_look": False,
+    "model.third_look": None,  # where no posterior was to be told which way up, this is nothing
     "prior.theta.start_deg": None,
 }
 

@@ -395,7 +395,7 @@ MODELS = {
     "two looks, no offsets": {"second_look": None, "offsets": False, "angle": VonMisesAngle(45.0)},
     "two looks, no content": {"second_look": None, "z_dim": 0},
     "two looks, the second weighs": {"second_look": None, "correct_weights": False},
-    "three looks": {"second_look": None, "correct_weights": False, "third_look": True},
+    "three looks": {"second_look": None, "correct_weights": False, "third_look": None},
 }
 
 
@@ -409,7 +409,6 @@ def model_of(make_model, sampling=None, angle=None, z_dim=2, **options) -> Spati
         offsets=options.pop("offsets", True),
         shift_offsets=options.pop("shift_offsets", False),
         correct_weights=options.pop("correct_weights", True),
-        third_look=options.pop("third_look", False),
     )
     prior = {
         "z": Gaussian(z_dim),
@@ -825,6 +824,17 @@ def test_training_guides_the_weights_of_the_first_look(make_model):
     assert model.posterior.head.weight.grad[0].any()
     assert not model.posterior.head.weight.grad[1:].any()
     assert model.second_look.head.weight.grad is None
+
+
+def test_null_is_a_third_look_of_several_poses(make_model):
+    two = {"second_look": True, "third_look": None}
+    assert model_of(make_model, Truncated(3), **two).third_look
+    assert not model_of(make_model, Truncated(3), second_look=False, third_look=None).third_look
+    assert not make_model(second_look=True, third_look=None).third_look
+    assert not model_of(make_model, Truncated(3), second_look=True).third_look
+    for make in (partial(model_of, make_model, second_look=False), partial(make_model, (1, 9, 9))):
+        with pytest.raises(ValueError, match=r"third_look: expected false .*posterior=attention"):
+            make(third_look=True)
 
 
 def test_whole_lattices_have_no_second_look(make_model):

@@ -354,8 +354,6 @@ class Attention(PosteriorHead):
         correct_weights: Whether a second look corrects the weights that the first gives the
             points. Without, it weighs them itself: those of the first hang on how an object lies
             to the lattice, and so do choices between poses in which it looks nearly the same.
-        third_look: Whether outside of training the second look's encoder looks once more, at the
-            poses as corrected, to tell which way up the object is.
     """
 
     def __init__(
@@ -367,7 +365,6 @@ class Attention(PosteriorHead):
         offsets: bool = True,
         shift_offsets: bool = False,
         correct_weights: bool = True,
-        third_look: bool = False,
     ) -> None:
         if lattice is None:
             raise ValueError(
@@ -393,7 +390,6 @@ class Attention(PosteriorHead):
         # The methods only, as of the families.
         self.corrections = {name: prior.corrected for name, prior in around.items()}
         self.sampling, self.correct_weights = sampling, correct_weights
-        self.third_look = third_look
         self.deviates, self.between = deviates, "shift" in around
         self.shape = lattice.shape
         self.register_buffer("angles", angles, persistent=False)
@@ -490,13 +486,18 @@ class Attention(PosteriorHead):
         return self.sampling.cuts(len(self.angles) * len(self.shifts))
 
     def looked_again(
-        self, params: Tensor, look: Callable[[Latents], Tensor], noise: Noise | None = None
+        self,
+        params: Tensor,
+        look: Callable[[Latents], Tensor],
+        noise: Noise | None = None,
+        third: bool = False,
     ) -> AttentionPosterior:
         """The posterior with a new weight of every point, and its contents corrected.
 
         The pose of each point is a hypothesis of its own, under which a second look sees the
         object as if it lay so. The first look, which decides what points there are, is guided by
-        KL(final || first) of their weights.
+        KL(final || first) of their weights. A third one, at the poses as corrected, tells which
+        way up the object is.
         """
         q = self(params) if noise is None else self.trained(params, noise)
         found = q.latents({name: factor.mode for name, factor in q.at().items()})
@@ -527,7 +528,7 @@ class Attention(PosteriorHead):
             final = log_weights.detach()
             guidance = (final.exp() * (final - q.log_weights)).sum(1)
             return replace(again, guidance=guidance)
-        return self._turned_over(again, before, look) if self.third_look else again
+        return self._turned_over(again, before, look) if third else again
 
     def _turned_over(
         self, q: AttentionPosterior, before: Tensor, look: Callable[[Latents], Tensor]

@@ -106,7 +106,11 @@ class PosteriorHead(nn.Module, ABC):
 
     @abstractmethod
     def looked_again(
-        self, params: Tensor, look: Callable[[Latents], Tensor], noise: Noise | None = None
+        self,
+        params: Tensor,
+        look: Callable[[Latents], Tensor],
+        noise: Noise | None = None,
+        third: bool = False,
     ) -> Posterior:
         """The posterior after a second look at each image in the poses found (`SecondLook`).
 
@@ -114,4 +118,5 @@ class PosteriorHead(nn.Module, ABC):
             params: What the first look gave, as for `forward`.
             look: From poses, batch (B, K), to corrections (B, K, sum(sizes)) in their frames.
             noise: Of the training step, for the posterior that is trained; it has `guidance` then.
+            third: Whether there is a third look, where several poses were found.
         """

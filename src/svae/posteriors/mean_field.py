@@ -143,7 +143,11 @@ class MeanField(PosteriorHead):
         return True
 
     def looked_again(
-        self, params: Tensor, look: Callable[[Latents], Tensor], noise: Noise | None = None
+        self,
+        params: Tensor,
+        look: Callable[[Latents], Tensor],
+        noise: Noise | None = None,
+        third: bool = False,
     ) -> MeanFieldPosterior:
         first = self(params)
         found = first.mode().map(Tensor.detach)
