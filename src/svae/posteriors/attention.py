@@ -515,33 +515,36 @@ class Attention(PosteriorHead):
                 self.corrections.items(), parts, of_rest, strict=True
             )
         ]
-        if self.correct_weights:
-            before = q.log_weights
-        else:
-            # Relative to the prior of rotations, which cannot be seen in an object without its
-            # pose. Not to that of positions: of two poses half a turn apart the origins lie apart
-            # too, and which is nearer to the image's middle should not decide.
-            before = self.log_rotations(self._priors, self.angles)[rotation]
+        before = q.log_weights if self.correct_weights else self._log_rotation(q)
         log_weights = (before + of_weight.squeeze(-1)).log_softmax(1)
         again = replace(q, log_weights=log_weights, params=torch.cat(corrected, -1))
         if noise is not None:
             final = log_weights.detach()
             guidance = (final.exp() * (final - q.log_weights)).sum(1)
             return replace(again, guidance=guidance)
-        return self._turned_over(again, before, look) if third else again
+        return self._turned_over(again, look) if third else again
+
+    def _log_rotation(self, q: AttentionPosterior) -> Tensor:
+        """The log prior probability of the rotation of every point, with shape (B, M).
+
+        It cannot be seen in an object without its pose. That of positions is not for weights that
+        looks give: of two poses half a turn apart the origins lie apart too, and which is nearer
+        to the image's middle should not decide.
+        """
+        return self.log_rotations(self._priors, self.angles)[q.rows() % len(self.angles)]
 
     def _turned_over(
-        self, q: AttentionPosterior, before: Tensor, look: Callable[[Latents], Tensor]
+        self, q: AttentionPosterior, look: Callable[[Latents], Tensor]
     ) -> AttentionPosterior:
         """The posterior with the odds of the object's being the one or the other way up renewed.
 
         They are those of the best point of either half of the circle, as a look at the corrected
-        poses weighs them. The weights within a half stay: what a point has inferred besides, and
-        how far from its place on the lattice it had to go for it, cannot be seen there.
+        poses alone weighs them. The weights within a half stay: what a point has inferred besides,
+        and how far from its place on the lattice it had to go for it, cannot be seen there.
         """
         found = q.latents({name: factor.mode for name, factor in q.at().items()})
         found = found.map(Tensor.detach)
-        seen = before + look(found)[..., 0]
+        seen = self._log_rotation(q) + look(found)[..., 0]
         best = found.theta.gather(1, seen.argmax(1, keepdim=True))
         near = torch.cos(found.theta - best) > 0
         change = torch.zeros_like(seen)
