@@ -36,7 +36,7 @@ from svae.latents import Latents
 from svae.likelihoods import AdditiveNoise, Likelihood
 from svae.noise import Noise
 from svae.pixels import Pixels, draw_pixels
-from svae.posteriors import Attention, AttentionPosterior, Posterior, PosteriorHead
+from svae.posteriors import Attention, AttentionPosterior, Frame, Posterior, PosteriorHead
 from svae.priors import Prior
 from svae.refinement import refine
 from svae.second_look import SecondLook
@@ -289,19 +289,17 @@ class SpatialVAE(nn.Module):
         with torch.no_grad():
             for turn, shift in zip(turns, shifts, strict=True):
                 turn, shift = turn.expand(count), shift.expand(count, 2)
-                seen = transform_image(image, turn, shift)
-                # The whole lattice has no second look.
-                alone = self.second_look is None
-                q = head.whole(self._params(seen)) if alone else self._posterior(seen)
-                assert isinstance(q, AttentionPosterior)
-                q = q.shifted(-shift).turned(-turn)
+                seen, frame = transform_image(image, turn, shift), (-turn, -shift)
+                if self.second_look is None:
+                    q = head.whole(self._params(seen), frame)  # a second look is at a few points
+                else:
+                    q = cast(AttentionPosterior, self._posterior(seen, frame=frame))
                 modes.append(q.mode())
                 spreads.append(q.spread_of_angles())
             agreed = most_agreed(Latents.stack(modes), spreads, head.lattice)
         turn, shift = turns[agreed.number], shifts[agreed.number]
-        found = self._posterior(transform_image(image, turn, shift))
-        assert isinstance(found, AttentionPosterior)
-        q = found.shifted(-shift).turned(-turn)
+        found = self._posterior(transform_image(image, turn, shift), frame=(-turn, -shift))
+        q = cast(AttentionPosterior, found)
         return q.turned(agreed.turn).shifted(agreed.move).added(agreed.z, agreed.log_scale)
 
     def _params(self, image: Tensor) -> Tensor:
@@ -311,18 +309,29 @@ class SpatialVAE(nn.Module):
         parts = [image] if decide is None else image.split(decide(image.device))
         return torch.cat([self.posterior.params(self.encoder(part)) for part in parts])
 
-    def _posterior(self, image: Tensor, noise: Noise | None = None) -> Posterior:
-        """The posterior of images; that of a training step where its noise is given."""
+    def _posterior(
+        self, image: Tensor, noise: Noise | None = None, frame: Frame | None = None
+    ) -> Posterior:
+        """The posterior of images; that of a training step where its noise is given.
+
+        Arguments:
+            image: What is encoded.
+            noise: That of the training step.
+            frame: How it lies in the image of which the posterior is, if that is another.
+        """
         params = self._params(image)
         if self.second_look is not None:
             third = self.third_look and noise is None
             look = partial(self.second_look, image)
-            return self.posterior.looked_again(params, look, noise, third)
-        return self.posterior(params) if noise is None else self.posterior.trained(params, noise)
+            return self.posterior.looked_again(params, look, noise, frame, third)
+        if noise is None:
+            return self.posterior(params, frame)
+        return self.posterior.trained(params, noise, frame)
 
     def _infer_turned(self, image: Tensor, turn: Tensor, noise: Noise | None = None) -> Posterior:
         """The posterior from the images turned by `turn` (B,), the turn removed again."""
-        return self._posterior(rotate_image(image, turn), noise).turned(-turn)
+        frame = -turn, turn.new_zeros(len(turn), 2)
+        return self._posterior(rotate_image(image, turn), noise, frame)
 
     def _few_pixels(self, ctf: CTF | None) -> int | None:
         """How many pixels are enough for what needs no exact number; None for all."""

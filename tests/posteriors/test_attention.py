@@ -539,10 +539,9 @@ def test_candidates_give_the_posterior_about_the_mean_of_those_that_agree(make_m
             transform_image(images, turn, shift) for turn, shift in zip(turns, shifts, strict=True)
         ]
         # With one look all of the lattice is asked; the points that are looked at twice are few.
-        seen = [model._posterior(x) if options else head.whole(model._params(x)) for x in seen]
         seen = [
-            q.shifted(-shift).turned(-turn)
-            for q, turn, shift in zip(seen, turns, shifts, strict=True)
+            model._posterior(x, frame=frame) if options else head.whole(model._params(x), frame)
+            for x, frame in zip(seen, zip(-turns, -shifts, strict=True), strict=True)
         ]
         modes = Latents.stack([q.mode() for q in seen])
         agreed = most_agreed(modes, [q.spread_of_angles() for q in seen], head.lattice)
@@ -821,6 +820,31 @@ def test_training_guides_the_weights_of_the_first_look(make_model):
     assert model.posterior.head.weight.grad[0].any()
     assert not model.posterior.head.weight.grad[1:].any()
     assert model.second_look.head.weight.grad is None
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+@pytest.mark.parametrize("angle", [GaussianAngle(20.0), VonMisesAngle(30.0)])
+def test_the_prior_is_of_the_image_however_it_was_turned_to_be_encoded(make_model, angle, looks):
+    """A network that has nothing to say stays at the prior, which it was not at in turned ones."""
+    options = {"angle": angle, "shift_offsets": True, "second_look": looks > 1}
+    options |= {"third_look": looks > 2, "correct_weights": False, "group_order": 8}
+    model = model_of(make_model, Truncated(10**6 if looks == 1 else 4), **options).double()
+    second = [model.second_look.head] if model.second_look else []
+    with torch.no_grad():
+        for head in (model.posterior.head, *second):
+            for parameter in head.parameters():
+                parameter.zero_()
+    images = torch.rand(6, *SHAPE, dtype=DOUBLE)
+    quarter = torch.linspace(0, math.pi / 4, 6, dtype=DOUBLE)
+    with torch.no_grad():
+        turned = model._infer_turned(images, quarter)
+        if looks == 1:
+            nothing = torch.zeros(6, dtype=DOUBLE)
+            assert_close(turned.kl(model.priors)["lattice"], nothing, atol=1e-6, rtol=0)
+        # Some rotation of those kept is near the prior's mean, and is what is found.
+        assert turned.mode().theta.abs().max() < math.pi / 8 + 1e-6
+        upright = model.infer(images, candidates=5).mode()
+        assert upright.theta.abs().max() < math.pi / 8 + 1e-6
 
 
 def test_null_is_a_third_look_of_several_poses(make_model):

@@ -34,7 +34,7 @@ from svae.geometry import rotate, wrap_angle
 from svae.latents import Latents
 from svae.lattice import Lattice
 from svae.noise import Noise
-from svae.posteriors.base import PosteriorHead
+from svae.posteriors.base import Frame, PosteriorHead
 from svae.priors import Prior
 
 __all__ = ["Attention", "AttentionPosterior", "Sampling"]
@@ -67,8 +67,7 @@ class AttentionPosterior:
         log_weights: Log-probabilities of the points, with shape (B, M).
         params: The parameters of the variables at each point, with shape (B, M, n).
         points: Which points of the lattice these are, with shape (B, M); all of them if None.
-        frame: The angle (B,) by which the lattice is turned against the image's axes, and its
-            centre (B, 2) before that; not at all if None.
+        frame: How the lattice lies in the image; at its middle, along its axes, if None.
         more: What is added at every point to `z` (B, z_dim) and to the logarithm of the size,
             `scale` (B,); nothing if None.
         sampler: How `rsample` samples, where it does not draw points and then what is at them.
@@ -81,7 +80,7 @@ class AttentionPosterior:
     log_weights: Tensor
     params: Tensor
     points: Tensor | None = None
-    frame: tuple[Tensor, Tensor] | None = None
+    frame: Frame | None = None
     more: Mapping[str, Tensor] | None = None
     sampler: Callable[[AttentionPosterior, int, Noise], tuple[Latents, Tensor]] | None = None
     gives_bound: bool = True
@@ -266,7 +265,7 @@ class AttentionPosterior:
         self, priors: Priors, divergence: Callable[[Prior, Distribution], Tensor]
     ) -> dict[str, Tensor]:
         weights = self.log_weights.exp()
-        positions, rotations = self._log_lattice_prior(priors)
+        positions, rotations = self.log_lattice_prior(priors)
         log_prior = (positions.unsqueeze(-1) + rotations.unsqueeze(-2)).flatten(1)
         log_prior = log_prior.expand(len(weights), -1)
         # Divergences of the deviations: to turn or to move both sides changes nothing.
@@ -276,7 +275,7 @@ class AttentionPosterior:
         excess = self.log_weights - _columns(log_prior, self.rows())
         return terms | {"lattice": (weights * excess).sum(1)}
 
-    def _log_lattice_prior(self, priors: Priors) -> tuple[Tensor, Tensor]:
+    def log_lattice_prior(self, priors: Priors) -> tuple[Tensor, Tensor]:
         """Log-probabilities of positions (B or 1, P) and rotations (B or 1, R) under the prior."""
         angles, shifts = self.lattice.angles[None], self.lattice.shifts[None]
         if self.frame is not None:
@@ -294,7 +293,7 @@ class AttentionPosterior:
         These are the marginals over the lattice of the prior that the divergence has.
         """
         around = self.head.around(priors)
-        positions, rotations = self._log_lattice_prior(priors)
+        positions, rotations = self.log_lattice_prior(priors)
         log_prob_at = around["shift"].log_prob if "shift" in around else Exactly.log_prob_of
 
         def of_pose(latents: Latents) -> Tensor:
@@ -473,12 +472,14 @@ class Attention(PosteriorHead):
         # Turned with the object, as the filters are that see it.
         return q | {"shift": q["shift"].placed(self.angles[rotation], place)}  # type: ignore[attr-defined]
 
-    def forward(self, params: Tensor) -> AttentionPosterior:
+    def forward(self, params: Tensor, frame: Frame | None = None) -> AttentionPosterior:
         """The posterior of each image, from parameters with shape (B, P, R, n)."""
-        return self.sampling.reported(self.whole(params))
+        return self.sampling.reported(self.whole(params, frame))
 
-    def trained(self, params: Tensor, noise: Noise) -> AttentionPosterior:
-        return self.sampling.trained(self.whole(params), noise)
+    def trained(
+        self, params: Tensor, noise: Noise, frame: Frame | None = None
+    ) -> AttentionPosterior:
+        return self.sampling.trained(self.whole(params, frame), noise)
 
     @property
     def can_look_again(self) -> bool:
@@ -490,6 +491,7 @@ class Attention(PosteriorHead):
         params: Tensor,
         look: Callable[[Latents], Tensor],
         noise: Noise | None = None,
+        frame: Frame | None = None,
         third: bool = False,
     ) -> AttentionPosterior:
         """The posterior with a new weight of every point, and its contents corrected.
@@ -499,9 +501,8 @@ class Attention(PosteriorHead):
         KL(final || first) of their weights. A third one, at the poses as corrected, tells which
         way up the object is.
         """
-        q = self(params) if noise is None else self.trained(params, noise)
-        found = q.latents({name: factor.mode for name, factor in q.at().items()})
-        found = found.map(Tensor.detach)
+        q = self(params, frame) if noise is None else self.trained(params, noise, frame)
+        found = self._to_look_at(q)
         of_weight, *of_rest = look(found).split(self.sizes, dim=-1)
         # What a point deviates by is counted from its rotation.
         rotation = q.rows() % len(self.angles)
@@ -524,6 +525,11 @@ class Attention(PosteriorHead):
             return replace(again, guidance=guidance)
         return self._turned_over(again, look) if third else again
 
+    def _to_look_at(self, q: AttentionPosterior) -> Latents:
+        """The poses (B, M) of the points, in the images as they are looked at."""
+        q = replace(q, frame=None)
+        return q.latents({name: factor.mode for name, factor in q.at().items()}).map(Tensor.detach)
+
     def _log_rotation(self, q: AttentionPosterior) -> Tensor:
         """The log prior probability of the rotation of every point, with shape (B, M).
 
@@ -531,7 +537,8 @@ class Attention(PosteriorHead):
         looks give: of two poses half a turn apart the origins lie apart too, and which is nearer
         to the image's middle should not decide.
         """
-        return self.log_rotations(self._priors, self.angles)[q.rows() % len(self.angles)]
+        rotations = q.log_lattice_prior(self._priors)[1]
+        return rotations.expand(len(q.params), -1).gather(1, q.rows() % len(self.angles))
 
     def _turned_over(
         self, q: AttentionPosterior, look: Callable[[Latents], Tensor]
@@ -542,8 +549,7 @@ class Attention(PosteriorHead):
         poses alone weighs them. The weights within a half stay: what a point has inferred besides,
         and how far from its place on the lattice it had to go for it, cannot be seen there.
         """
-        found = q.latents({name: factor.mode for name, factor in q.at().items()})
-        found = found.map(Tensor.detach)
+        found = self._to_look_at(q)
         seen = self._log_rotation(q) + look(found)[..., 0]
         best = found.theta.gather(1, seen.argmax(1, keepdim=True))
         near = torch.cos(found.theta - best) > 0
@@ -554,13 +560,19 @@ class Attention(PosteriorHead):
             change = torch.where(half, renewed, change)
         return replace(q, log_weights=(q.log_weights + change).log_softmax(1))
 
-    def whole(self, params: Tensor) -> AttentionPosterior:
-        """The posterior over the whole lattice, before `sampling` makes of it what is used."""
+    def whole(self, params: Tensor, frame: Frame | None = None) -> AttentionPosterior:
+        """The posterior over the whole lattice, before `sampling` makes of it what is used.
+
+        Arguments:
+            params: Parameters, with shape (B, P, R, n).
+            frame: How the lattice lies in the image that the prior is of.
+        """
         logits, rest = params.flatten(1, 2).split((1, sum(self.sizes[1:])), dim=-1)
+        q = AttentionPosterior(self, logits.squeeze(-1), rest, frame=frame)
         # The network's part is relative to the prior, which a fresh network so is about.
-        positions = self.log_positions(self._priors, self.shifts).unsqueeze(-1)
-        prior = (positions + self.log_rotations(self._priors, self.angles)).flatten()
-        return AttentionPosterior(self, (logits.squeeze(-1) + prior).log_softmax(1), rest)
+        positions, rotations = q.log_lattice_prior(self._priors)
+        prior = (positions.unsqueeze(-1) + rotations.unsqueeze(-2)).flatten(1)
+        return replace(q, log_weights=(q.log_weights + prior).log_softmax(1))
 
 
 def gumbel(noise: Noise, purpose: str, like: Tensor) -> Tensor:

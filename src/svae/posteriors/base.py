@@ -11,7 +11,11 @@ from svae.networks import precise_linear
 from svae.noise import Noise
 from svae.priors import Prior
 
-__all__ = ["Posterior", "PosteriorHead"]
+__all__ = ["Frame", "Posterior", "PosteriorHead"]
+
+#: How what was encoded lies in the image of which the latents are: turned counter-clockwise by an
+#: angle (B,), and its centre (B, 2) before that.
+Frame = tuple[Tensor, Tensor]
 
 
 class Posterior(Protocol):
@@ -92,12 +96,18 @@ class PosteriorHead(nn.Module, ABC):
         return precise_linear(features, self.head)
 
     @abstractmethod
-    def forward(self, params: Tensor) -> Posterior:
-        """The posterior of each image, from what `params` gave."""
+    def forward(self, params: Tensor, frame: Frame | None = None) -> Posterior:
+        """The posterior of each image, from what `params` gave.
 
-    def trained(self, params: Tensor, noise: Noise) -> Posterior:
+        Arguments:
+            params: Parameters, with shape (B, ..., n).
+            frame: Where the image that was encoded lies in that of which the latents are, if it
+                is not the same: the prior is of the latter.
+        """
+
+    def trained(self, params: Tensor, noise: Noise, frame: Frame | None = None) -> Posterior:
         """The posterior in the training step that `noise` belongs to."""
-        return self(params)
+        return self(params, frame)
 
     @property
     @abstractmethod
@@ -110,13 +120,16 @@ class PosteriorHead(nn.Module, ABC):
         params: Tensor,
         look: Callable[[Latents], Tensor],
         noise: Noise | None = None,
+        frame: Frame | None = None,
         third: bool = False,
     ) -> Posterior:
         """The posterior after a second look at each image in the poses found (`SecondLook`).
 
         Arguments:
             params: What the first look gave, as for `forward`.
-            look: From poses, batch (B, K), to corrections (B, K, sum(sizes)) in their frames.
+            look: From poses in the image that was encoded, batch (B, K), to corrections
+                (B, K, sum(sizes)) in their frames.
             noise: Of the training step, for the posterior that is trained; it has `guidance` then.
+            frame: As for `forward`.
             third: Whether there is a third look, where several poses were found.
         """

@@ -20,7 +20,7 @@ from svae.geometry import rotate
 from svae.latents import Latents
 from svae.lattice import Lattice
 from svae.noise import Noise
-from svae.posteriors.base import PosteriorHead
+from svae.posteriors.base import Frame, PosteriorHead
 from svae.priors import Prior
 
 __all__ = ["MeanField", "MeanFieldPosterior", "guidance"]
@@ -132,11 +132,15 @@ class MeanField(PosteriorHead):
         self.corrections = {name: prior.corrected for name, prior in priors.items()}
         self.units = {name: prior.unit for name, prior in priors.items() if name != "z"}
 
-    def forward(self, params: Tensor) -> MeanFieldPosterior:
-        """The posterior of each image, from parameters with shape (B, n)."""
+    def forward(self, params: Tensor, frame: Frame | None = None) -> MeanFieldPosterior:
+        """The posterior of each image, from parameters with shape (B, n).
+
+        Of an encoded image that was turned only: the prior of a position is of the image's middle.
+        """
         parts = params.split(self.sizes, dim=-1)
         pairs = zip(self.families.items(), parts, strict=True)
-        return MeanFieldPosterior({name: family(part) for (name, family), part in pairs})
+        q = MeanFieldPosterior({name: family(part) for (name, family), part in pairs})
+        return q if frame is None else q.turned(frame[0])
 
     @property
     def can_look_again(self) -> bool:
@@ -147,6 +151,7 @@ class MeanField(PosteriorHead):
         params: Tensor,
         look: Callable[[Latents], Tensor],
         noise: Noise | None = None,
+        frame: Frame | None = None,
         third: bool = False,
     ) -> MeanFieldPosterior:
         first = self(params)
@@ -156,7 +161,7 @@ class MeanField(PosteriorHead):
         if noise is not None:
             alone = self(self.corrected(params.detach(), correction, found))
             final.guidance = guidance(first, alone, self.units)
-        return final
+        return final if frame is None else final.turned(frame[0])
 
     def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
         """Parameters (B, n) with a correction (B, n) that was found in an object's frame.
