@@ -84,6 +84,18 @@ def test_it_sees_the_image_without_the_pose_of_the_first(make_model, monkeypatch
     assert_close(seen[0], torch.rot90(image, -1, (2, 3)), atol=1e-5, rtol=0)
 
 
+def test_turned_images_are_looked_at_twice_as_they_are_turned(make_model):
+    model = make_model(second_look=True)
+    image, turn = torch.rand(6, *SHAPE), torch.linspace(0.1, 3, 6)
+    found = model._infer_turned(image, turn).mode()
+    expected = model._posterior(rotate_image(image, turn)).turned(-turn).mode()
+    assert_close(found.shift, expected.shift)
+    assert_close(wrap_angle(found.theta - expected.theta), torch.zeros(6), atol=1e-6, rtol=0)
+    assert (
+        found.theta - model._posterior(rotate_image(image, turn)).mode().theta
+    ).abs().min() > 0.09
+
+
 @pytest.mark.parametrize("narrow", [False, True])
 def test_guidance_is_the_distance_in_standard_deviations(narrow):
     # Those of the final posterior, or a twentieth of the unit.

@@ -88,7 +88,7 @@ class SpatialVAE(nn.Module):
             finds few poses (`can_look_again`). Where no pose is inferred, none does.
         third_look: Whether outside of training that encoder looks once more, at the poses as
             corrected, to tell which way up the object is: at a posterior of several poses only.
-            None: if there is a second look and such a posterior.
+            None: if there is a second look and such a posterior, and angles are inferred.
         second_encoder: From `image_shape` to that encoder, of one vector for each image; one like
             `encoder` if None, or an `MLP` where that has a lattice. It sees as much around the
             object as `encoder` has a `window` for, or all.
@@ -173,9 +173,10 @@ class SpatialVAE(nn.Module):
                 getattr(self.encoder, "window", None),
             )
         several = self.second_look is not None and isinstance(self.posterior, Attention)
+        several = several and infer_theta
         if third_look and not several:
             raise ValueError(
-                "third_look: expected false where no second look chooses from several poses, as "
+                "third_look: expected false where no second look chooses from several angles, as "
                 "one of model/posterior=attention does"
             )
         self.third_look = several if third_look is None else third_look
@@ -321,9 +322,8 @@ class SpatialVAE(nn.Module):
         """
         params = self._params(image)
         if self.second_look is not None:
-            third = self.third_look and noise is None
             look = partial(self.second_look, image)
-            return self.posterior.looked_again(params, look, noise, frame, third)
+            return self.posterior.looked_again(params, look, noise, frame, self.third_look)
         if noise is None:
             return self.posterior(params, frame)
         return self.posterior.trained(params, noise, frame)

@@ -45,7 +45,8 @@ DECIDING = ("dataset", "model", "prior", "optimizer", "scheduler", "max_gradient
 BEFORE = {
     "model.posterior.shift_offsets": False,
     "model.second_look": False,
-    "model.third_look": None,  # where no posterior was to be told which way up, this is nothing
+    "model.third_look": None,  # of no weight in training, so that a run may go on with one
+    "model.posterior.correct_weights": True,
     "prior.theta.start_deg": None,
 }
 

@@ -828,19 +828,19 @@ def test_the_prior_is_of_the_image_however_it_was_turned_to_be_encoded(make_mode
     """A network that has nothing to say stays at the prior, which it was not at in turned ones."""
     options = {"angle": angle, "shift_offsets": True, "second_look": looks > 1}
     options |= {"third_look": looks > 2, "correct_weights": False, "group_order": 8}
-    model = model_of(make_model, Truncated(10**6 if looks == 1 else 4), **options).double()
+    model = model_of(make_model, Truncated(10**6 if looks == 1 else 60), **options).double()
     second = [model.second_look.head] if model.second_look else []
     with torch.no_grad():
         for head in (model.posterior.head, *second):
             for parameter in head.parameters():
                 parameter.zero_()
     images = torch.rand(6, *SHAPE, dtype=DOUBLE)
-    quarter = torch.linspace(0, math.pi / 4, 6, dtype=DOUBLE)
+    eighth = torch.linspace(0, math.pi / 4, 6, dtype=DOUBLE)
     with torch.no_grad():
-        turned = model._infer_turned(images, quarter)
-        if looks == 1:
-            nothing = torch.zeros(6, dtype=DOUBLE)
-            assert_close(turned.kl(model.priors)["lattice"], nothing, atol=1e-6, rtol=0)
+        turned = model._infer_turned(images, eighth)
+        moved = model.posterior.whole(model._params(images), (eighth, torch.rand(6, 2).double()))
+        nothing = torch.zeros(6, dtype=DOUBLE)
+        assert_close(moved.kl(model.priors)["lattice"], nothing, atol=1e-6, rtol=0)
         # Some rotation of those kept is near the prior's mean, and is what is found.
         assert turned.mode().theta.abs().max() < math.pi / 8 + 1e-6
         upright = model.infer(images, candidates=5).mode()
@@ -853,6 +853,8 @@ def test_null_is_a_third_look_of_several_poses(make_model):
     assert not model_of(make_model, Truncated(3), second_look=False, third_look=None).third_look
     assert not make_model(second_look=True, third_look=None).third_look
     assert not model_of(make_model, Truncated(3), second_look=True).third_look
+    upright = {"group_order": 1, "infer_theta": False}
+    assert not model_of(make_model, Truncated(3), **two, **upright).third_look
     for make in (partial(model_of, make_model, second_look=False), partial(make_model, (1, 9, 9))):
         with pytest.raises(ValueError, match=r"third_look: expected false .*posterior=attention"):
             make(third_look=True)

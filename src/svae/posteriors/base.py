@@ -131,5 +131,5 @@ class PosteriorHead(nn.Module, ABC):
                 (B, K, sum(sizes)) in their frames.
             noise: Of the training step, for the posterior that is trained; it has `guidance` then.
             frame: As for `forward`.
-            third: Whether there is a third look, where several poses were found.
+            third: Whether there is a third look outside of training, at several poses.
         """

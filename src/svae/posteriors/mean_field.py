@@ -135,7 +135,7 @@ class MeanField(PosteriorHead):
     def forward(self, params: Tensor, frame: Frame | None = None) -> MeanFieldPosterior:
         """The posterior of each image, from parameters with shape (B, n).
 
-        Of an encoded image that was turned only: the prior of a position is of the image's middle.
+        The centre of a frame has to be zero: those that are asked for are of turned images.
         """
         parts = params.split(self.sizes, dim=-1)
         pairs = zip(self.families.items(), parts, strict=True)

@@ -139,7 +139,9 @@ def difference(job: Job, settings: Mapping[str, Value]) -> str:
     before: dict[str, Value] = {name: told(value) for name, value in BEFORE.items()}
     if asked.get("model.posterior._target_") == "svae.posteriors.Attention":
         del before["prior.theta.start_deg"]  # of equation 3, which a lattice has not
-        if asked["model.second_look"] != told(False):
+        if asked.get("model.second_look") == told(False):
+            del before["model.posterior.correct_weights"]
+        else:
             before["model.third_look"] = told(False)  # in its test
     settings = before | dict(settings)
     return first_difference(settings, asked)
