@@ -144,7 +144,7 @@ def test_what_came_before_a_setting_is_not_what_its_default_is_now():
     assert difference(lattice, {"seed": 1}).startswith("model.posterior.shift_offsets='false'")
     lattice = Job("tiny/good/seed-1", 1, (*overrides, "model.posterior.shift_offsets=false"))
     assert not difference(lattice, {"seed": 1})
-    # Of one look, as it was: there was no third one in the test of two.
+    # The test of two looks had no third one then.
     two_looks = "dataset=rot_digits", "model=target_vae", "seed=1"
     looked_twice = Job("tiny/good/seed-1", 1, two_looks)
     seen = {"seed": 1, "model.second_look": "null", "model.posterior.shift_offsets": "true"}

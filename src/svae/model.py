@@ -172,8 +172,8 @@ class SpatialVAE(nn.Module):
                 sum(self.posterior.sizes),
                 getattr(self.encoder, "window", None),
             )
-        several = self.second_look is not None and isinstance(self.posterior, Attention)
-        several = several and infer_theta
+        twice = self.second_look is not None
+        several = twice and infer_theta and isinstance(self.posterior, Attention)
         if third_look and not several:
             raise ValueError(
                 "third_look: expected false where no second look chooses from several angles, as "
@@ -323,7 +323,12 @@ class SpatialVAE(nn.Module):
         params = self._params(image)
         if self.second_look is not None:
             look = partial(self.second_look, image)
-            return self.posterior.looked_again(params, look, noise, frame, self.third_look)
+            q = self.posterior.looked_again(params, look, noise, frame)
+            if self.third_look and noise is None:
+                return cast(Attention, self.posterior).turned_over(
+                    cast(AttentionPosterior, q), look
+                )
+            return q
         if noise is None:
             return self.posterior(params, frame)
         return self.posterior.trained(params, noise, frame)

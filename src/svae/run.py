@@ -22,6 +22,7 @@ from svae.module import VAEModule
 from svae.paths import data_dir
 
 __all__ = [
+    "ATTENTION",
     "BEFORE",
     "DECIDING",
     "NO_MATTER",
@@ -49,6 +50,9 @@ BEFORE = {
     "model.posterior.correct_weights": True,
     "prior.theta.start_deg": None,
 }
+
+#: The posterior of which some settings of before meant something else.
+ATTENTION = "svae.posteriors.Attention"
 
 #: Settings that do not change what a run computes.
 NO_MATTER = (
@@ -79,7 +83,7 @@ def read_config(run: str | Path) -> DictConfig:
         raise ValueError(f"{path}: not a config (a list)")
     model = config.get("model", {})
     null = model.get("second_look", False) is None and "second_encoder" not in model
-    if null and model.posterior._target_ == "svae.posteriors.Attention":
+    if null and model.posterior._target_ == ATTENTION:
         # Of before an attention could be corrected: null meant a mean-field posterior alone.
         model.second_look = False
     return config

@@ -34,7 +34,7 @@ from svae.geometry import rotate, wrap_angle
 from svae.latents import Latents
 from svae.lattice import Lattice
 from svae.noise import Noise
-from svae.posteriors.base import Frame, PosteriorHead
+from svae.posteriors.base import Frame, Look, PosteriorHead
 from svae.priors import Prior
 
 __all__ = ["Attention", "AttentionPosterior", "Sampling"]
@@ -487,19 +487,13 @@ class Attention(PosteriorHead):
         return self.sampling.cuts(len(self.angles) * len(self.shifts))
 
     def looked_again(
-        self,
-        params: Tensor,
-        look: Callable[[Latents], Tensor],
-        noise: Noise | None = None,
-        frame: Frame | None = None,
-        third: bool = False,
+        self, params: Tensor, look: Look, noise: Noise | None = None, frame: Frame | None = None
     ) -> AttentionPosterior:
         """The posterior with a new weight of every point, and its contents corrected.
 
         The pose of each point is a hypothesis of its own, under which a second look sees the
         object as if it lay so. The first look, which decides what points there are, is guided by
-        KL(final || first) of their weights. A third one, at the poses as corrected, tells which
-        way up the object is.
+        KL(final || first) of their weights.
         """
         q = self(params, frame) if noise is None else self.trained(params, noise, frame)
         found = self._to_look_at(q)
@@ -518,12 +512,13 @@ class Attention(PosteriorHead):
         ]
         before = q.log_weights if self.correct_weights else self._log_rotation(q)
         log_weights = (before + of_weight.squeeze(-1)).log_softmax(1)
-        again = replace(q, log_weights=log_weights, params=torch.cat(corrected, -1))
+        guidance = None
         if noise is not None:
             final = log_weights.detach()
             guidance = (final.exp() * (final - q.log_weights)).sum(1)
-            return replace(again, guidance=guidance)
-        return self._turned_over(again, look) if third else again
+        return replace(
+            q, log_weights=log_weights, params=torch.cat(corrected, -1), guidance=guidance
+        )
 
     def _to_look_at(self, q: AttentionPosterior) -> Latents:
         """The poses (B, M) of the points, in the images as they are looked at."""
@@ -540,10 +535,8 @@ class Attention(PosteriorHead):
         rotations = q.log_lattice_prior(self._priors)[1]
         return rotations.expand(len(q.params), -1).gather(1, q.rows() % len(self.angles))
 
-    def _turned_over(
-        self, q: AttentionPosterior, look: Callable[[Latents], Tensor]
-    ) -> AttentionPosterior:
-        """The posterior with the odds of the object's being the one or the other way up renewed.
+    def turned_over(self, q: AttentionPosterior, look: Look) -> AttentionPosterior:
+        """What `looked_again` gave, with the odds of an object's two ways up by a third look.
 
         They are those of the best point of either half of the circle, as a look at the corrected
         poses alone weighs them. The weights within a half stay: what a point has inferred besides,

@@ -11,11 +11,14 @@ from svae.networks import precise_linear
 from svae.noise import Noise
 from svae.priors import Prior
 
-__all__ = ["Frame", "Posterior", "PosteriorHead"]
+__all__ = ["Frame", "Look", "Posterior", "PosteriorHead"]
 
 #: How what was encoded lies in the image of which the latents are: turned counter-clockwise by an
 #: angle (B,), and its centre (B, 2) before that.
 Frame = tuple[Tensor, Tensor]
+
+#: From poses in images, batch (B, K), to corrections (B, K, n) of a posterior in their frames.
+Look = Callable[[Latents], Tensor]
 
 
 class Posterior(Protocol):
@@ -116,20 +119,13 @@ class PosteriorHead(nn.Module, ABC):
 
     @abstractmethod
     def looked_again(
-        self,
-        params: Tensor,
-        look: Callable[[Latents], Tensor],
-        noise: Noise | None = None,
-        frame: Frame | None = None,
-        third: bool = False,
+        self, params: Tensor, look: Look, noise: Noise | None = None, frame: Frame | None = None
     ) -> Posterior:
         """The posterior after a second look at each image in the poses found (`SecondLook`).
 
         Arguments:
             params: What the first look gave, as for `forward`.
-            look: From poses in the image that was encoded, batch (B, K), to corrections
-                (B, K, sum(sizes)) in their frames.
+            look: Sees each image that was encoded in given poses.
             noise: Of the training step, for the posterior that is trained; it has `guidance` then.
             frame: As for `forward`.
-            third: Whether there is a third look outside of training, at several poses.
         """

@@ -9,7 +9,7 @@ References:
     (Bepler et al., 2019), section 2.2 and equation 4.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,7 @@ from svae.geometry import rotate
 from svae.latents import Latents
 from svae.lattice import Lattice
 from svae.noise import Noise
-from svae.posteriors.base import Frame, PosteriorHead
+from svae.posteriors.base import Frame, Look, PosteriorHead
 from svae.priors import Prior
 
 __all__ = ["MeanField", "MeanFieldPosterior", "guidance"]
@@ -147,21 +147,16 @@ class MeanField(PosteriorHead):
         return True
 
     def looked_again(
-        self,
-        params: Tensor,
-        look: Callable[[Latents], Tensor],
-        noise: Noise | None = None,
-        frame: Frame | None = None,
-        third: bool = False,
+        self, params: Tensor, look: Look, noise: Noise | None = None, frame: Frame | None = None
     ) -> MeanFieldPosterior:
         first = self(params)
         found = first.mode().map(Tensor.detach)
         correction = look(found.map(lambda value: value.unsqueeze(1))).squeeze(1)
-        final = self(self.corrected(params, correction, found))
+        final = self(self.corrected(params, correction, found), frame)
         if noise is not None:
             alone = self(self.corrected(params.detach(), correction, found))
             final.guidance = guidance(first, alone, self.units)
-        return final if frame is None else final.turned(frame[0])
+        return final
 
     def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
         """Parameters (B, n) with a correction (B, n) that was found in an object's frame.

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from svae.errors import one_line
 from svae.paths import data_dir
 from svae.results.plan import DATA, Job
-from svae.run import BEFORE
+from svae.run import ATTENTION, BEFORE
 from svae.status import read_status
 from svae.sweep import as_value
 from svae.sweep.runs import DAMAGE, LOADER, Value, composed_settings, told
@@ -137,7 +137,7 @@ def difference(job: Job, settings: Mapping[str, Value]) -> str:
     asked = {**_composed("train", _without_seed(job)), "seed": job.seed}
     # Settings that came later with another default than what was done before.
     before: dict[str, Value] = {name: told(value) for name, value in BEFORE.items()}
-    if asked.get("model.posterior._target_") == "svae.posteriors.Attention":
+    if asked.get("model.posterior._target_") == ATTENTION:
         del before["prior.theta.start_deg"]  # of equation 3, which a lattice has not
         if asked.get("model.second_look") == told(False):
             del before["model.posterior.correct_weights"]
