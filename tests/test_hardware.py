@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from svae.hardware import commit_of, environment
+from svae.hardware import _limits, commit_of, environment, memory_at_hand
 
 #: How often the process waits for the system to hand out a page of memory, while a tensor of
 #: 16 MB is made and dropped ten times.
@@ -48,6 +48,36 @@ def test_freed_memory_is_kept_unless_the_user_says_otherwise():
     assert faults(keep=True, GLIBC_TUNABLES="glibc.malloc.mmap_threshold=100000") > given_back / 2
     for other in ({}, {"MALLOCATED": "1", "PYTHONMALLOC": "malloc"}):
         assert faults(keep=True, **other) < given_back / 4
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "found"),
+    [
+        # version 2: the group and all above it; `max` is none
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/memory.max": "4096"}, [4096]),
+        ("0::/a\n", {"a/memory.max": "8192", "memory.max": "4096"}, [8192, 4096]),
+        # a container sees its own group as the root, whatever it is called outside
+        ("0::/outside/me\n", {"memory.max": "4096"}, [4096]),
+        ("0::/../me\n", {"memory.max": "4096"}, [4096]),
+        # version 1, and both side by side
+        ("5:cpu:/x\n4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "4096"}, [4096]),
+        ("4:hugetlb,memory:/a\n0::/\n", {"memory/a/memory.limit_in_bytes": "4096"}, [4096]),
+        ("0::/\n", {}, []),
+    ],
+)
+def test_what_a_job_may_use_of_the_memory(tmp_path, membership, files, found):
+    root = tmp_path / "cgroup"
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n")
+    (tmp_path / "membership").write_text(membership)
+    assert list(_limits(tmp_path / "membership", root)) == found
+    assert list(_limits(tmp_path / "nothing", root)) == []
+
+
+def test_no_more_memory_is_at_hand_than_the_machine_has():
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    assert 2**28 < memory_at_hand("cpu") <= pages * size
 
 
 def git(folder, *command):

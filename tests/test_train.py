@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -142,6 +143,22 @@ def test_two_equal_runs_give_equal_numbers(trained, command):
 def test_another_seed_gives_other_numbers(trained, command):
     other = command(svae.train.main, *SMALL, "seed=2")
     assert metrics_of(other)["test/elbo"] != metrics_of(trained)["test/elbo"]
+
+
+def test_images_read_from_their_files_train_as_those_in_memory(command, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (60, 12, 12), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(60) % 3)
+    options = [
+        *(option for option in SMALL if not option.startswith("dataset.")),
+        *("dataset=images", f"dataset.path={tmp_path / 'a.npz'}", "dataset.batch_size=20"),
+        "~callbacks.figures",
+    ]
+    runs = [
+        command(svae.train.main, *options, f"dataset.in_memory={held}", name=held)
+        for held in ("true", "false")
+    ]
+    held, read = (without_time(metrics_of(run)) for run in runs)
+    assert held == read
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "plateau"])

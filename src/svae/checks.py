@@ -3,7 +3,15 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-__all__ = ["at_least", "image_shape_of", "not_negative", "one_of", "positive", "within"]
+__all__ = [
+    "at_least",
+    "image_shape_of",
+    "not_negative",
+    "one_of",
+    "positive",
+    "truth_or_auto",
+    "within",
+]
 
 
 def at_least(name: str, value: int, minimum: int) -> int:
@@ -32,6 +40,13 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> str:
     """`value`, if it is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def truth_or_auto(name: str, value: bool | str) -> bool | str:
+    """`value`, if it is true, false or `auto`."""
+    if not isinstance(value, bool) and value != "auto":
+        raise ValueError(f"{name}: expected auto, true or false, got {value!r}")
     return value
 
 

@@ -5,8 +5,9 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -76,10 +77,38 @@ def keep_freed_memory() -> None:
 
 
 def memory_at_hand(accelerator: str) -> int:
-    """The bytes of memory that the GPU has, or else the machine."""
+    """The bytes of memory that the GPU has, or else the machine, or what of it a job may use."""
     if accelerator in ("gpu", "cuda"):
         return torch.cuda.get_device_properties(0).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _limits(membership: Path, root: Path) -> Iterator[int]:
+    """The limits in bytes of a container's or job's memory: of its control group and all above.
+
+    Arguments:
+        membership: The file that says in which groups a process is.
+        root: Where the groups are mounted.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:  # other systems
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        # Version 2 has one hierarchy and no controllers in its line, version 1 one for each.
+        base, name = (
+            (root / "memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        )
+        below = PurePosixPath(group.lstrip("/"))
+        for part in (below, *below.parents):
+            try:
+                yield int((base / part / name).read_text())
+            except (OSError, ValueError):  # the group of another namespace; `max`
+                continue
 
 
 def environment() -> dict[str, str]:

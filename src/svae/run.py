@@ -58,6 +58,7 @@ ATTENTION = "svae.posteriors.Attention"
 NO_MATTER = (
     "dataset.data_dir",
     "dataset.eval_batch_size",
+    "dataset.in_memory",
     "dataset.trained_pixel_size",
     "dataset.workers",
 )

@@ -12,8 +12,9 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from svae.datasets import Images
-from svae.datasets.base import SPLITS
+from svae.datasets.base import SPLITS, InMemory
 from svae.datasets.picture_files import PictureFiles
+from svae.distributed import Place
 
 random = np.random.default_rng(0)
 U8 = random.integers(0, 256, (6, 8, 10), dtype=np.uint8)
@@ -555,6 +556,63 @@ def test_arrays_are_mapped(tmp_path):
         assert isinstance(data._opened().source._pixels, np.memmap)
 
 
+# ---- in memory or not
+
+
+@pytest.mark.parametrize("normalize", ["depth", "range", "image_standard"])
+def test_a_training_sees_the_same_images_wherever_they_are(source, normalize):
+    options = {"resize": 6, "normalize": normalize, "batch_size": 7}
+    held = Images(source, in_memory=True, **options)
+    read = Images(source, in_memory=False, **options)
+    for data in (held, read):
+        data.setup()
+    assert held.found() == read.found()
+    assert held.splits.keys() == read.splits.keys()
+    for split, of_read in read.splits.items():
+        assert held.splits[split].keys() == of_read.keys() | {"image"}
+        both = list(zip(held.loader(split), read.loader(split), strict=True))
+        assert sum(len(a["index"]) for a, _ in both) == len(of_read["index"]) > 0
+        for a, b in both:
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_images_are_held_if_they_take_little_of_the_memory(tmp_path, monkeypatch, caplog):
+    path = folder_of(tmp_path, U8)
+    needed = 6 * 8 * 10 * 4
+
+    def held(memory, processes=1, **options):
+        here = Place(1, processes, "127.0.0.1", 0) if processes > 1 else None
+        monkeypatch.setattr("svae.datasets.images.memory_at_hand", lambda accelerator: memory)
+        monkeypatch.setattr("svae.datasets.images.place", lambda: here)
+        data = Images(path, **options)
+        data.setup()
+        return isinstance(data.sources["train"], InMemory)
+
+    with caplog.at_level(logging.INFO):
+        assert held(4 * needed)
+        assert not caplog.messages
+        assert not held(4 * needed - 1)
+        assert "the 6 images in" in caplog.text
+    assert held(8 * needed, processes=2)
+    assert not held(8 * needed - 1, processes=2)
+    assert held(needed, in_memory=True)
+    assert not held(2**40, in_memory=False)
+    with pytest.raises(ValueError, match=r"dataset.in_memory: the 6 images in .* expected auto"):
+        held(needed - 1, in_memory=True)
+
+
+def test_of_several_processes_the_first_looks_at_all(tmp_path, monkeypatch):
+    images = U8.copy()
+    images[3] = 5
+    data = Images(folder_of(tmp_path, images), in_memory=False)
+    monkeypatch.setattr("svae.datasets.images.following", lambda: True)
+    data.setup()
+    monkeypatch.setattr("svae.datasets.images.following", lambda: False)
+    with pytest.raises(ValueError, match=r"^3\.png: it is constant"):
+        Images(str(tmp_path), in_memory=False).setup()
+
+
 def test_fewer_images_than_splits_can_be_encoded(tmp_path):
     batch = Images(folder_of(tmp_path, U8[:1])).everything()[torch.arange(1)]
     assert batch.keys() == {"image", "index"}
@@ -847,6 +905,7 @@ def test_labels_that_are_no_text(tmp_path):
         ({"val_fraction": 0.0}, "val_fraction: expected a fraction"),
         ({"test_fraction": 0.95}, "expected less than 1 together"),
         ({"batch_size": 0}, "batch_size"),
+        ({"in_memory": "yes"}, "in_memory: expected auto, true or false, got 'yes'"),
     ],
 )
 def test_values_out_of_range_are_named(options, message):

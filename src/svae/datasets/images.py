@@ -1,14 +1,16 @@
 """A user's own pictures: a folder of files, a stack, or an array."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from svae.checks import at_least, one_of, positive
+from svae.checks import at_least, one_of, positive, truth_or_auto
 from svae.datasets.base import (
     SPLITS,
     Batch,
@@ -36,6 +38,8 @@ from svae.datasets.picture_pixels import (
     from_type,
 )
 from svae.datasets.pictures import Pictures, PicturesOnDisk, in_threads, unusable
+from svae.distributed import following, place
+from svae.hardware import memory_at_hand
 from svae.noise import Noise
 
 __all__ = ["Images"]
@@ -46,6 +50,9 @@ KINDS = f"a folder of pictures ({', '.join(SUFFIXES)}), a multi-page TIFF, an .n
 
 #: How many pixels decide about a normalization, in all and of one image at least.
 SAMPLE, SAMPLE_PER_IMAGE = 2**22, 16
+
+#: Of the machine's memory, what images that are kept may take: to split them takes as much again.
+_PART_FOR_IMAGES = 0.25
 
 #: The normalizations with constants for all images.
 CONSTANT = ("depth", "range", "standard")
@@ -100,8 +107,12 @@ class Images(ImageDataModule):
             one value throughout are left out (each is named in the log) instead of ending all.
         val_fraction: The fraction of the images that validates.
         test_fraction: The fraction that tests.
+        in_memory: Whether a training holds all images, or reads those of a batch from their files;
+            `auto`: if they take at most a quarter of the machine's memory, which its processes
+            share. No result depends on it.
         batch_size: As in `ImageDataModule`.
         eval_batch_size: As in `ImageDataModule`.
+        workers: As in `ImageDataModule`; of images that are not in memory.
         seed: As in `ImageDataModule`; it also decides which image is in which split.
     """
 
@@ -123,11 +134,13 @@ class Images(ImageDataModule):
         skip_unusable: bool = False,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
+        in_memory: bool | str = "auto",
         batch_size: int = 100,
         eval_batch_size: int = 500,
+        workers: int = 1,
         seed: int = 1,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, seed)
+        super().__init__(batch_size, eval_batch_size, seed, workers)
         if not path:
             raise ValueError(f"path: write dataset.path=FOLDER; expected {KINDS}")
         self.path = Path(path).expanduser().absolute()
@@ -142,20 +155,32 @@ class Images(ImageDataModule):
         )
         self.wanted = _wanted(normalize, offset, scale, invert)
         self.skip_unusable = skip_unusable
+        self.in_memory = truth_or_auto("in_memory", in_memory)
         self.fractions = (val_fraction, test_fraction)
         split_rows(len(SPLITS), *self.fractions, seed)  # are these fractions?
         self._pictures: Pictures | None = None
         self._survey: Survey | None = None
         self._labels: Tensor | None = None
 
-    def read(self) -> dict[str, Batch]:
-        self._split(torch.arange(len(self._opened().source)))  # fails before much is read
-        survey, image = self._look(keep=True)
+    def read(self) -> dict[str, Batch | ImageSource]:
+        pictures = self._opened()
+        self._split(torch.arange(len(pictures.source)))  # fails before much is read
+        keep = self._to_be_kept()
+        # The first of several processes looks for all, where that decides nothing.
+        survey = self._unseen() if following() and not keep else None
+        image = torch.empty(0)
+        if survey is None:
+            survey, image = self._look(keep)
+        self._survey = survey
         splits = survey.splits or self._split(survey.rows)
-        return {
-            split: {"image": image[rows], "index": rows} | self._known(rows)
-            for split, rows in splits.items()
-        }
+        known = {split: {"index": rows} | self._known(rows) for split, rows in splits.items()}
+        if not keep:
+            normalization = survey.normalization
+            return {
+                split: PicturesOnDisk(pictures, normalization, tensors)
+                for split, tensors in known.items()
+            }
+        return {split: {"image": image[splits[split]]} | known[split] for split in splits}
 
     def everything(self) -> ImageSource:
         """The usable images in the order of their index, read when they are asked for.
@@ -199,6 +224,36 @@ class Images(ImageDataModule):
             by_itself = self.wanted.kind in ("none", "image_range", "image_standard")
             self._pictures = Pictures(source, self.shaping, one_type=not by_itself)
         return self._pictures
+
+    def _to_be_kept(self) -> bool:
+        """Whether a training holds all images.
+
+        Raises:
+            ValueError: It is to, and the machine has not so much memory.
+        """
+        if self.in_memory is False:
+            return False
+        count = len(self._opened().source)
+        needed = 4 * count * math.prod(self.image_shape)
+        memory = memory_at_hand("cpu")
+        if self.in_memory == "auto":
+            here = place()
+            processes = 1 if here is None else here.world_size
+            if needed <= memory * _PART_FOR_IMAGES / processes:
+                return True
+            log.info(
+                "the %d images in %s, as a model sees them, take %.3g GB: they are read from "
+                "there in every epoch (dataset.in_memory=true keeps them)",
+                *(count, self.path, needed / 2**30),
+            )
+            return False
+        if needed > memory:
+            raise ValueError(
+                f"dataset.in_memory: the {count} images in {self.path}, as a model sees them, "
+                f"take {needed / 2**30:.3g} GB, and there are {memory / 2**30:.3g} GB here; "
+                "expected auto or false, or a smaller dataset.resize"
+            )
+        return True
 
     def _known(self, rows: Tensor) -> Batch:
         return {} if self._labels is None else {"label": self._labels[rows]}
@@ -251,7 +306,9 @@ class Images(ImageDataModule):
             low, high = float(pixels.min()), float(pixels.max())
             return Seen(low, high, self._sample(row, pixels, sampled))
 
-        looked = list(in_threads(look, range(count)))
+        # Nothing is shown of what takes no time.
+        every = in_threads(look, range(count))
+        looked = list(tqdm(every, "looking at all images", count, delay=3, disable=None))
         rows = self._usable({row: why for row, why in enumerate(looked) if isinstance(why, str)})
         splits = self._split_if_enough(rows)
         if normalization is None:

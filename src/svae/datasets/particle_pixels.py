@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from svae.checks import at_least, one_of, positive
+from svae.checks import at_least, one_of, positive, truth_or_auto
 
 __all__ = [
     "NORMALIZE",
@@ -270,8 +270,7 @@ class Preparation:
         positive("background_radius", self.background_radius)
         if not isinstance(self.ramp, bool):
             raise ValueError(f"ramp: expected true or false, got {self.ramp!r}")
-        if not isinstance(self.invert, bool) and self.invert != "auto":
-            raise ValueError(f"invert: expected auto, true or false, got {self.invert!r}")
+        truth_or_auto("invert", self.invert)
         if self.mask_radius is not None:
             positive("mask_radius", self.mask_radius)
         if self.mask_edge != 0:
