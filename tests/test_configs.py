@@ -73,10 +73,24 @@ RUNS = [c for c in RUNS if c != "model/generator=pixel_mlp"]
 HERE = ["experiment=demo", "dataset=rot_digits", "trainer=auto", "trainer=cpu"]
 
 
+#: Choices that no figure depends on.
+NOT_DRAWN = ("optimizer=", "scheduler=", "trainer=", "callbacks=")
+
+
+def small_networks(*overrides: str) -> list[str]:
+    """What makes the networks of a config narrow, where they have a width."""
+    model = compose_train(*overrides).model
+    parts = ("encoder", "generator")
+    return [f"model.{part}.hidden=32" for part in parts if "hidden" in model[part]]
+
+
 @pytest.mark.parametrize("choice", [*RUNS, *HERE])
 def test_it_runs_a_batch(choice, monkeypatch, tmp_path):
-    more = WITH.get(choice, [])
-    argv = ["svae", f"hydra.run.dir={tmp_path}", choice, *more, *QUICK]
+    chosen = [choice, *WITH.get(choice, [])]
+    more = small_networks(*chosen)
+    if choice.startswith(NOT_DRAWN):
+        more.append("~callbacks.figures")
+    argv = ["svae", f"hydra.run.dir={tmp_path}", *chosen, *more, *QUICK]
     monkeypatch.setattr(sys, "argv", argv)
     svae.train.main()
     assert (tmp_path / "metrics.json").is_file()
@@ -99,6 +113,7 @@ def test_a_data_set_runs_a_batch_and_evaluates(name, monkeypatch, tmp_path):
     write_mnist(tmp_path / "data")
     monkeypatch.setenv("SVAE_DATA_DIR", str(tmp_path / "data"))
     options = [f"dataset={name}", *SMALL[name], "trainer.enable_progress_bar=false"]
+    options += small_networks()
     argv = ["svae", f"hydra.run.dir={tmp_path / 'run'}", "debug=quick", *options]
     monkeypatch.setattr(sys, "argv", argv)
     svae.train.main()
