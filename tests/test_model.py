@@ -373,6 +373,52 @@ def test_training_uses_the_models_aids_and_evaluation_does_not(make_model):
     assert torch.equal(model.training_elbo(images, NOISE, 0).value, exact)
 
 
+def test_training_holds_decoded_objects_in_the_middle(make_model):
+    """By the distance of their centres of mass from it, in standard deviations."""
+    images = torch.rand(17, 1, 9, 9)
+    noise = Noise(0, 0, torch.arange(17))
+    model = make_model(centre_std_px=0.5)
+    trained = model.training_elbo(images, noise, 0)
+    q = model.infer(images)
+    latents = q.rsample(1, noise)[0][0][torch.tensor([0, 8, 16])]  # one in eight
+    centre = centre_of_mass(model.decode(latents.without_pose())) / pixel_size(9, 9)
+    expected = (0.5 * (centre / 0.5).square().sum(-1)).mean()
+    assert expected > 0.1
+    assert_close(trained.off_centre, expected.expand(17))
+    assert_close(trained.objective(), trained.value - trained.off_centre)
+    assert_close(trained.value, model.elbo(images, noise, q=q).value)
+    # No bound has it, and no content follows it.
+    assert model.elbo(images, noise).off_centre is None
+    trained.off_centre.mean().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.encoder.parameters())
+    before, optimizer = expected, torch.optim.Adam(model.generator.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        off_centre = model.training_elbo(images, noise, 0).off_centre.mean()
+        off_centre.backward()
+        optimizer.step()
+    assert off_centre < before / 100
+
+
+@pytest.mark.parametrize("image_shape", [(1, 50, 50), (3, 41, 64)])
+def test_a_few_rows_and_columns_tell_where_the_middle_of_an_object_is(make_model, image_shape):
+    model = make_model(image_shape=image_shape, centre_std_px=1.0)
+    model.generator = TwoBlobs(image_shape[0])
+    pixel = pixel_size(*image_shape[1:])
+    z = 0.8 * torch.rand(50, 2) - 0.4
+    few = torch.stack([(2 * model._off_centre(one[None])[0]).sqrt() for one in z])
+    exact = model.centre(Latents(z, torch.zeros(50), torch.zeros(50, 2))).norm(dim=-1) / pixel
+    assert exact.max() > 5
+    assert_close(few, exact, atol=0.5, rtol=0)
+    assert len(model._sparse) < math.prod(image_shape[1:]) / 5
+
+
+def test_pixels_outside_of_the_mask_do_not_tell_where_the_middle_is(make_model):
+    likelihood = partial(GaussianLikelihood, mask_radius_px=3)
+    model = make_model(likelihood=likelihood, centre_std_px=1.0)
+    assert torch.equal(model._sparse, model.likelihood.scored_pixels)
+
+
 def test_equation_3_is_optimised_and_the_divergence_reported(make_model):
     shape = (1, 9, 9)
     prior = {"z": Gaussian(2), "theta": UniformAngle(), "shift": GaussianShift(1.4, shape)}
@@ -447,6 +493,8 @@ class Ring(torch.nn.Module):
         ({"infer_theta": False, "augment_rotation": True}, "augment_rotation"),
         ({"pose_candidates": 0}, "pose_candidates"),
         ({"refinement_steps": -1}, "refinement_steps"),
+        ({"centre_std_px": 0.0}, "centre_std_px: expected a number above 0, got 0.0"),
+        ({"centre_std_px": 1.0, "infer_shift": False}, "centre_std_px: expected null"),
         ({"prior": {"z": Gaussian(2)}}, "prior.*theta, shift"),
         ({"prior": any_angle(), "infer_scale": True}, "prior: expected one for scale"),
         (

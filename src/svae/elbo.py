@@ -16,7 +16,8 @@ class ELBO:
 
     What is reported and what is optimised are two things with two names: `value` is the bound;
     `objective` is what training ascends, with `beta`, with the terms that a prior puts in the
-    place of its exact divergence (eq. 3), and less the guidance of a first look.
+    place of its exact divergence (eq. 3), and less the guidance of a first look and what holds
+    objects in the middle.
 
     Arguments:
         log_likelihood: The expected log-likelihood, with shape (B,).
@@ -26,6 +27,7 @@ class ELBO:
             it decodes.
         guidance: What training subtracts beside the divergences, with shape (B,), if anything: it
             is no part of the bound.
+        off_centre: The same for objects that are not where their origin is, with shape (B,).
     """
 
     log_likelihood: Tensor
@@ -33,6 +35,13 @@ class ELBO:
     optimised_kl: dict[str, Tensor]
     is_bound: bool = True
     guidance: Tensor | None = None
+    off_centre: Tensor | None = None
+
+    @property
+    def aids(self) -> dict[str, Tensor]:
+        """What training subtracts beside the divergences, by name."""
+        both = {"guidance": self.guidance, "off_centre": self.off_centre}
+        return {name: term for name, term in both.items() if term is not None}
 
     @property
     def value(self) -> Tensor:
@@ -50,8 +59,7 @@ class ELBO:
         """
         weights = beta if isinstance(beta, Mapping) else dict.fromkeys(self.optimised_kl, beta)
         weighted = {name: weights[name] * kl for name, kl in self.optimised_kl.items()}
-        objective = self.log_likelihood - _total(weighted, self.log_likelihood)
-        return objective if self.guidance is None else objective - self.guidance
+        return self.log_likelihood - _total(weighted | self.aids, self.log_likelihood)
 
 
 def _total(terms: dict[str, Tensor], like: Tensor) -> Tensor:

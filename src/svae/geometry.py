@@ -31,6 +31,7 @@ from svae.constants import Constant
 
 __all__ = [
     "centre_of_mass",
+    "centre_of_points",
     "pixel_grid",
     "pixel_size",
     "remove_pose",
@@ -196,9 +197,19 @@ def centre_of_mass(image: Tensor, places: Tensor | None = None) -> Tensor:
     flat = image.flatten(2)
     if places is not None:
         grid, flat = grid[places], flat[..., places]
-    mass = (flat - _background(flat, grid)).abs().sum(1)  # (B, N)
+    return centre_of_points(flat, grid)
+
+
+def centre_of_points(values: Tensor, coords: Tensor) -> Tensor:
+    """`centre_of_mass` of images that are known at some points alone.
+
+    Arguments:
+        values: The images there, with shape (B, C, N).
+        coords: The points in grid units, with shape (N, 2).
+    """
+    mass = (values - _background(values, coords)).abs().sum(1)  # (B, N)
     mass = torch.where(mass < 0.1 * mass.amax(-1, keepdim=True), 0.0, mass)
-    total = (mass.unsqueeze(-1) * grid).sum(1)
+    total = (mass.unsqueeze(-1) * coords).sum(1)
     return total / mass.sum(-1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
 
 

@@ -25,7 +25,9 @@ from svae.encoders import MLP
 from svae.engine import log_likelihood_in_chunks
 from svae.geometry import (
     centre_of_mass,
+    centre_of_points,
     pixel_grid,
+    pixel_size,
     rotate,
     rotate_image,
     to_object_frame,
@@ -51,6 +53,10 @@ _WITH_CTF = "where images come with a CTF (dataset.ctf=forward, or dataset.defoc
 #: directions for small steps can be taken from.
 _FEW = 1 / 6
 _FEWEST = 128
+
+#: Of how many images in a step the decoded objects are held in the middle, one in so many, and at
+#: how many points along a side these are looked at.
+_HELD, _ACROSS = 8, 16
 
 
 class SpatialVAE(nn.Module):
@@ -78,6 +84,11 @@ class SpatialVAE(nn.Module):
         pixel_focus: The part of them that is drawn by local contrast instead of anywhere.
         augment_rotation: Whether training turns the encoder's input at random (section 4.3).
         z_delay_epochs: For how many epochs training holds z at zero (section 4.3).
+        centre_std_px: How far from the origin, the point whose place in the image is the shift,
+            training expects the centres of mass of decoded objects, in pixels: the standard
+            deviation of a normal distribution, whose negative logarithm is subtracted from the
+            objective. The bound hardly minds where in an object its origin lies: it may be
+            elsewhere in each kind of object, and in each training. None: nothing is subtracted.
         pose_candidates: In how many poses each image is shown to the encoder outside of training;
             more than one mends poses half a turn off (`infer`). Where no angle is inferred, one.
         refinement_steps: How many steps towards the most probable latents `estimate` takes from
@@ -111,6 +122,7 @@ class SpatialVAE(nn.Module):
         pixel_focus: float = 0.0,
         augment_rotation: bool = False,
         z_delay_epochs: int = 0,
+        centre_std_px: float | None = None,
         pose_candidates: int = 1,
         refinement_steps: int = 0,
         group_order: int | None = None,
@@ -197,12 +209,19 @@ class SpatialVAE(nn.Module):
         self.pixel_focus = pixel_focus
         self.pose_candidates = at_least("pose_candidates", pose_candidates, 1)
         self.refinement_steps = at_least("refinement_steps", refinement_steps, 0)
+        if centre_std_px is not None:
+            positive("centre_std_px", centre_std_px)
+            if not infer_shift:
+                raise ValueError("centre_std_px: expected null where infer_shift is false")
+        self.centre_std_px = centre_std_px
         if augment_rotation and not infer_theta:
             raise ValueError("augment_rotation: expected false where infer_theta is false")
         # Not a parameter: it follows from the image shape, and stays out of checkpoints.
         grid = pixel_grid(*self.image_shape[1:]).float()
         self.register_buffer("grid", grid, persistent=False)
         self.grid: Tensor
+        self.register_buffer("_sparse", self._every_few_pixels(), persistent=False)
+        self._sparse: Tensor
 
     @property
     def priors(self) -> dict[str, Prior]:
@@ -374,6 +393,7 @@ class SpatialVAE(nn.Module):
         samples: int = 1,
         pixels: int | None = None,
         hold_z: bool = False,
+        centred: bool = False,
         ctf: CTF | None = None,
     ) -> ELBO:
         """The bound of every image, estimated from posterior samples (spatial-VAE eq. 4).
@@ -386,6 +406,7 @@ class SpatialVAE(nn.Module):
             pixels: How many pixels per image are scored; the rest is estimated from them, without
                 bias. All by default.
             hold_z: Whether the generator sees z = 0 (section 4.3).
+            centred: Whether it has `off_centre`.
             ctf: As in `log_likelihood`.
         """
         q = self.infer(image, ctf=ctf) if q is None else q
@@ -401,7 +422,32 @@ class SpatialVAE(nn.Module):
             optimised_kl=q.optimised_kl(self.priors) if self.posterior.replaced else kl,
             is_bound=q.gives_bound,
             guidance=q.guidance,
+            off_centre=self._off_centre(latents.z[0]) if centred else None,
         )
+
+    def _off_centre(self, z: Tensor) -> Tensor:
+        """-log of the density of the decoded objects' centres of mass, up to a constant, (B,).
+
+        The mean over one object in eight, of this process, at few points, for every image. The
+        generator is moved by it, and no content.
+        """
+        assert self.centre_std_px is not None
+        of_some, points = z[::_HELD].detach(), self.grid[self._sparse]
+        coords = points.expand(len(of_some), -1, -1)
+        mean = self._mean(self.generator(coords, of_some), coords).float()
+        centre = centre_of_points(mean.mT, points) / pixel_size(*self.image_shape[1:])
+        density = 0.5 * (centre / self.centre_std_px).square().sum(-1)
+        return density.mean().expand(len(z))
+
+    def _every_few_pixels(self) -> Tensor:
+        """The scored pixels of some rows and columns, as places in the flat image."""
+        height, width = self.image_shape[1:]
+        step = max(1, round(min(height, width) / _ACROSS))
+        row = torch.arange(height).sub(height // 2).remainder(step) == 0
+        column = torch.arange(width).sub(width // 2).remainder(step) == 0
+        chosen = torch.zeros(height * width, dtype=torch.bool)
+        chosen[self.likelihood.scored_pixels] = True
+        return (chosen & (row[:, None] & column).flatten()).nonzero().squeeze(1)
 
     def training_elbo(
         self, image: Tensor, noise: Noise, epoch: int, *, ctf: CTF | None = None
@@ -423,6 +469,7 @@ class SpatialVAE(nn.Module):
             q=q,
             pixels=self.pixels_per_image,
             hold_z=epoch < self.z_delay_epochs,
+            centred=self.centre_std_px is not None,
             ctf=ctf,
         )
 

@@ -96,12 +96,13 @@ class VAEModule(pl.LightningModule):
         self.replaced = model.posterior.replaced
         bound = ["elbo", "log_likelihood", *(f"kl_{name}" for name in model.posterior.terms)]
         bound += [f"optimised_kl_{name}" for name in self.replaced]
-        #: What training subtracts beside them, where it does.
-        self.guided = [] if model.second_look is None else ["guidance"]
+        aids = {"guidance": model.second_look, "off_centre": model.centre_std_px}
         # A module may not be named `train`: that is a method of every module.
         self.means = nn.ModuleDict(
             {
-                "train_": MeanPerImage([*bound, "objective", *self.guided]),
+                "train_": MeanPerImage(
+                    [*bound, "objective", *(name for name, on in aids.items() if on is not None)]
+                ),
                 "val_": MeanPerImage(bound),
                 "test_": MeanPerImage([*bound, "iwae_bound"] if iwae_samples else bound),
             }
@@ -136,8 +137,7 @@ class VAEModule(pl.LightningModule):
             batch["image"], noise, self.current_epoch, ctf=CTF.of(batch)
         )
         objective = elbo.objective(self.model.beta)
-        more = {} if elbo.guidance is None else {"guidance": elbo.guidance}
-        self._update("train", elbo, objective=objective, **more)
+        self._update("train", elbo, objective=objective, **elbo.aids)
         self._finite.add_loss(batch["index"], objective)
         self._newest = batch
         self.newest_objective = objective.detach()
