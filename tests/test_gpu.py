@@ -78,6 +78,7 @@ def to_gpu(model):
         ("prior=von_mises",),
         ("model.pixels_per_image=null",),
         ("model.augment_rotation=true",),
+        ("model.centre_std_px=1",),
         ("model=vanilla_vae",),
         ("model/encoder=cnn",),
         ("model=target_vae", "prior=uniform", "model.encoder.kernel_size=14"),

@@ -161,6 +161,19 @@ def test_images_read_from_their_files_train_as_those_in_memory(command, tmp_path
     assert held == read
 
 
+def test_what_holds_objects_in_the_middle_is_in_the_objective_and_in_no_bound(command):
+    held = "model.centre_std_px=0.5"
+    run = command(svae.train.main, *SMALL, held, "trainer.max_epochs=6", "~callbacks.figures")
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    off_centre = [float(row["train/off_centre"]) for row in rows]
+    assert 0 <= off_centre[-1] < 0.5 * max(off_centre)
+    for row, off in zip(rows, off_centre, strict=True):
+        value = {name: float(row[f"train/{name}"]) for name in ("objective", "elbo", "guidance")}
+        assert value["objective"] == pytest.approx(value["elbo"] - value["guidance"] - off, 1e-4)
+    assert not any("off_centre" in name for name in metrics_of(run) if "train" not in name)
+
+
 @pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
 def test_a_resumed_run_ends_as_an_uninterrupted_one(command, scheduler):
     options = [*SMALL, f"scheduler={scheduler}", "trainer.max_epochs=4"]

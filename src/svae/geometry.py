@@ -226,7 +226,8 @@ def _background(flat: Tensor, grid: Tensor) -> Tensor:
     """The median of pixels (B, C, N) at the outermost tenth of their places (N, 2): (B, C, 1)."""
     distance = grid.norm(dim=-1)
     rim = distance >= distance.quantile(0.9)
-    return flat[..., rim].median(-1, keepdim=True).values
+    # Not `flat[..., rim]`, whose shape a processor would have to wait for.
+    return torch.where(rim, flat, math.nan).nanmedian(-1, keepdim=True).values
 
 
 def wrap_angle(theta: Tensor) -> Tensor:
