@@ -209,11 +209,11 @@ class SpatialVAE(nn.Module):
         self.pixel_focus = pixel_focus
         self.pose_candidates = at_least("pose_candidates", pose_candidates, 1)
         self.refinement_steps = at_least("refinement_steps", refinement_steps, 0)
-        if centre_std_px is not None:
-            positive("centre_std_px", centre_std_px)
-            if not infer_shift:
-                raise ValueError("centre_std_px: expected null where infer_shift is false")
-        self.centre_std_px = centre_std_px
+        if centre_std_px is not None and not infer_shift:
+            raise ValueError("centre_std_px: expected null where infer_shift is false")
+        self.centre_std_px = (
+            None if centre_std_px is None else positive("centre_std_px", centre_std_px)
+        )
         if augment_rotation and not infer_theta:
             raise ValueError("augment_rotation: expected false where infer_theta is false")
         # Not a parameter: it follows from the image shape, and stays out of checkpoints.

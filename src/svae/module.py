@@ -96,6 +96,7 @@ class VAEModule(pl.LightningModule):
         self.replaced = model.posterior.replaced
         bound = ["elbo", "log_likelihood", *(f"kl_{name}" for name in model.posterior.terms)]
         bound += [f"optimised_kl_{name}" for name in self.replaced]
+        # What training subtracts beside them, where it does (`ELBO.aids`).
         aids = {"guidance": model.second_look, "off_centre": model.centre_std_px}
         # A module may not be named `train`: that is a method of every module.
         self.means = nn.ModuleDict(
