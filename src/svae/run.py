@@ -49,6 +49,7 @@ BEFORE = {
     "model.third_look": None,  # of no weight in training, so that a run may go on with one
     "model.posterior.correct_weights": True,
     "prior.theta.start_deg": None,
+    "model.centre_std_px": None,
 }
 
 #: The posterior of which some settings of before meant something else.
