@@ -74,7 +74,7 @@ HERE = ["experiment=demo", "dataset=rot_digits", "trainer=auto", "trainer=cpu"]
 
 
 #: Choices that no figure depends on.
-NOT_DRAWN = ("optimizer=", "scheduler=", "trainer=", "callbacks=")
+NOT_DRAWN = ("optimizer=", "scheduler=", "trainer=")
 
 
 def small_networks(*overrides: str) -> list[str]:

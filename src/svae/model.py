@@ -37,7 +37,7 @@ from svae.geometry import (
 from svae.latents import Latents
 from svae.likelihoods import AdditiveNoise, Likelihood
 from svae.noise import Noise
-from svae.pixels import Pixels, draw_pixels
+from svae.pixels import Pixels, draw_pixels, every_few_pixels
 from svae.posteriors import Attention, AttentionPosterior, Frame, Posterior, PosteriorHead
 from svae.priors import Prior
 from svae.refinement import refine
@@ -220,7 +220,8 @@ class SpatialVAE(nn.Module):
         grid = pixel_grid(*self.image_shape[1:]).float()
         self.register_buffer("grid", grid, persistent=False)
         self.grid: Tensor
-        self.register_buffer("_sparse", self._every_few_pixels(), persistent=False)
+        sparse = every_few_pixels(*self.image_shape[1:], _ACROSS, self.likelihood.scored_pixels)
+        self.register_buffer("_sparse", sparse, persistent=False)
         self._sparse: Tensor
 
     @property
@@ -438,16 +439,6 @@ class SpatialVAE(nn.Module):
         centre = centre_of_points(mean.mT, points) / pixel_size(*self.image_shape[1:])
         density = 0.5 * (centre / self.centre_std_px).square().sum(-1)
         return density.mean().expand(len(z))
-
-    def _every_few_pixels(self) -> Tensor:
-        """The scored pixels of some rows and columns, as places in the flat image."""
-        height, width = self.image_shape[1:]
-        step = max(1, round(min(height, width) / _ACROSS))
-        row = torch.arange(height).sub(height // 2).remainder(step) == 0
-        column = torch.arange(width).sub(width // 2).remainder(step) == 0
-        chosen = torch.zeros(height * width, dtype=torch.bool)
-        chosen[self.likelihood.scored_pixels] = True
-        return (chosen & (row[:, None] & column).flatten()).nonzero().squeeze(1)
 
     def training_elbo(
         self, image: Tensor, noise: Noise, epoch: int, *, ctf: CTF | None = None

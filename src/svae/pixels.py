@@ -15,7 +15,7 @@ from torch.nn.functional import max_pool2d
 
 from svae.noise import Noise
 
-__all__ = ["Pixels", "draw_pixels"]
+__all__ = ["Pixels", "draw_pixels", "every_few_pixels"]
 
 # The side in pixels of the window in which contrast is looked for.
 _WINDOW = 5
@@ -66,3 +66,19 @@ def _contrast(image: Tensor) -> Tensor:
     lowest = -max_pool2d(-image, _WINDOW, 1, _WINDOW // 2)
     highest = max_pool2d(image, _WINDOW, 1, _WINDOW // 2)
     return (highest - lowest).sum(1).flatten(1)
+
+
+def every_few_pixels(height: int, width: int, across: int, scored: Tensor) -> Tensor:
+    """The scored pixels of every few rows and columns, as places in the flat image.
+
+    Arguments:
+        height: Of the image, in pixels.
+        width: Likewise.
+        across: About how many lie along the shorter side; all, if it has fewer.
+        scored: The places of the scored pixels.
+    """
+    step = max(1, round(min(height, width) / across))
+    row = torch.arange(height).sub(height // 2).remainder(step) == 0
+    column = torch.arange(width).sub(width // 2).remainder(step) == 0
+    chosen = (row[:, None] & column).flatten()
+    return scored[chosen[scored]]

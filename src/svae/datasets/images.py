@@ -167,20 +167,17 @@ class Images(ImageDataModule):
         self._split(torch.arange(len(pictures.source)))  # fails before much is read
         keep = self._to_be_kept()
         # The first of several processes looks for all, where that decides nothing.
-        survey = self._unseen() if following() and not keep else None
-        image = torch.empty(0)
-        if survey is None:
-            survey, image = self._look(keep)
+        unseen = self._unseen() if following() and not keep else None
+        survey, image = (unseen, torch.empty(0)) if unseen else self._look(keep)
         self._survey = survey
         splits = survey.splits or self._split(survey.rows)
         known = {split: {"index": rows} | self._known(rows) for split, rows in splits.items()}
-        if not keep:
-            normalization = survey.normalization
-            return {
-                split: PicturesOnDisk(pictures, normalization, tensors)
-                for split, tensors in known.items()
-            }
-        return {split: {"image": image[splits[split]]} | known[split] for split in splits}
+        if keep:
+            return {split: {"image": image[splits[split]]} | known[split] for split in splits}
+        return {
+            split: PicturesOnDisk(pictures, survey.normalization, tensors)
+            for split, tensors in known.items()
+        }
 
     def everything(self) -> ImageSource:
         """The usable images in the order of their index, read when they are asked for.
