@@ -172,6 +172,18 @@ def test_filtering_is_a_sum_over_frequencies(shape, padding):
             assert found[k, 0, i, j].item() == expected
 
 
+@pytest.mark.parametrize("shape", [(9, 11), (9, 8)], ids=str)
+def test_the_mirror_image_of_what_is_seen_is_the_mirror_image_seen(shape):
+    """But for the last frequency of an even height, of which there is one of two signs."""
+    image = torch.rand(2, 1, *shape)
+    ctfs, which = some_ctfs(2), torch.tensor([False, True])
+    ctfs.params[:, 2] += 10
+    found = ctfs.mirrored(which).filtered(torch.stack((image[0], image[1].flip(-1))))
+    expected = ctfs.filtered(image)
+    assert_close(found, torch.stack((expected[0], expected[1].flip(-1))))
+    assert not torch.allclose(found[1], ctfs.filtered(image.flip(-1))[1], atol=1e-3)
+
+
 def test_padding_keeps_what_leaves_an_image_from_coming_back():
     image = torch.zeros(1, 1, 32, 32)
     image[..., 0] = 1.0

@@ -193,7 +193,7 @@ def test_two_processes_do_what_one_does(overrides, tmp_path):
         ["model.z_dim=0"],
         ["model.z_delay_epochs=1"],
         ["model.pose_candidates=2"],
-        ["model.augment_rotation=true"],
+        ["model.augment_rotation=true", "model.augment_mirror=true"],
         ["prior=uniform"],
         ["prior=von_mises"],
         ["model/encoder=cnn"],

@@ -66,7 +66,7 @@ QUICK = (
 )
 #: Added where the encoder is TARGET-VAE's, and where it is not.
 OF_TARGET_VAE = "model.encoder.channels=4", "model.encoder.hidden=8"
-TARGET_VAE = re.compile(r"target_vae|best_mnist_u|table2_\w+_p\d+")
+TARGET_VAE = re.compile(r"target_vae|best_mnist_u|galaxies|table2_\w+_p\d+")
 #: Added by data set.
 OF_DATA = {
     "images": (),
@@ -160,13 +160,14 @@ def quick(line: Line, first: bool) -> list[str]:
         words.append(f"hydra.run.dir=outputs/{line.command}/DATE")
     if line.command != "train":
         return [*words, *QUICK_OF[line.command]]
-    data = line.choices.get("dataset", "rot_digits")
-    if line.choices.get("experiment", "demo") != "demo":
-        data = "rot_mnist"
+    experiment = line.choices.get("experiment", "demo")
+    data = {"demo": "rot_digits", "galaxies": "images"}.get(experiment, "rot_mnist")
+    if experiment == "demo":
+        data = line.choices.get("dataset", data)
     words += [w.format(epochs=2 if "ckpt_path" in line.choices else 1) for w in QUICK]
     words += OF_DATA["mnist" if "mnist" in data else data]
-    chosen = [line.choices.get(group, "") for group in ("model", "experiment")]
-    words.append(OF_TARGET_VAE[not TARGET_VAE.search(" ".join(chosen))])
+    chosen = line.choices.get("model", "") + " " + experiment
+    words.append(OF_TARGET_VAE[not TARGET_VAE.search(chosen)])
     if not first:
         words.append("~callbacks.figures")
     return words

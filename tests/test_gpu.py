@@ -77,7 +77,7 @@ def to_gpu(model):
         ("prior=uniform",),
         ("prior=von_mises",),
         ("model.pixels_per_image=null",),
-        ("model.augment_rotation=true",),
+        ("model.augment_rotation=true", "model.augment_mirror=true"),
         ("model.centre_std_px=1",),
         ("model=vanilla_vae",),
         ("model/encoder=cnn",),

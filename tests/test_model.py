@@ -6,6 +6,7 @@ import torch
 from tests.helpers import LinearGenerator
 from torch.testing import assert_close
 
+from svae.ctf import CTF
 from svae.encoders import CNN
 from svae.generators import CoordinateMLP, PixelMLP
 from svae.geometry import (
@@ -269,6 +270,28 @@ def test_turning_the_encoder_input_is_undone(make_model):
     difference = wrap_angle(seen["latents"].theta - (expected.theta - turn))
     assert_close(difference, torch.zeros(1, 6), atol=1e-5, rtol=0)
     assert_close(seen["latents"].turned(turn).shift, expected.shift)
+
+
+@pytest.mark.parametrize("through_ctf", [False, True])
+def test_training_on_mirror_images(make_model, through_ctf):
+    """Each image or its mirror image, at random: to infer it, and to explain it by its CTF."""
+    images, ctf = torch.rand(64, 1, 9, 9), None
+    if through_ctf:
+        numbers = torch.tensor([18000.0, 12000.0, 30.0, 300.0, 2.7, 0.1, 0.0, 2.0, 0.0])
+        ctf = CTF(numbers.expand(64, -1), torch.zeros(64))
+    model = make_model(likelihood=GaussianLikelihood)
+    for step in (0, 1):
+        noise = Noise(0, step, torch.arange(64))
+        model.augment_mirror = False
+        plain = model.training_elbo(images, noise, 0, ctf=ctf).value
+        other = ctf if ctf is None else ctf.mirrored(torch.ones(64))
+        other = model.training_elbo(images.flip(-1), noise, 0, ctf=other).value
+        model.augment_mirror = True
+        found = model.training_elbo(images, noise, 0, ctf=ctf).value
+        mirrored = noise.uniform("mirror") < 0.5
+        assert_close(found, torch.where(mirrored, other, plain))
+        assert not torch.allclose(found, plain)
+        assert torch.equal(model.elbo(images, noise, ctf=ctf).value, plain)
 
 
 def any_angle():

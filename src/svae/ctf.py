@@ -126,6 +126,16 @@ class CTF:
         params[:, CTF_PARAMS.index("astigmatism_deg")] += psi_deg.to(params)
         return CTF(params, self.applied)
 
+    def mirrored(self, which: Tensor) -> CTF:
+        """The CTF as it is seen in the images, some of them mirrored from left to right.
+
+        Arguments:
+            which: Whether each of them is, with shape (B,).
+        """
+        params = self.params.clone()
+        params[:, CTF_PARAMS.index("astigmatism_deg")] *= 1 - 2 * which.to(params)
+        return CTF(params, self.applied)
+
     def resized(self, log_scale: Tensor) -> CTF:
         """The CTF as it is seen in images from which sizes were removed: they have other pixels.
 

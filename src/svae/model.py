@@ -83,6 +83,8 @@ class SpatialVAE(nn.Module):
             if null. The estimate of the objective is unbiased; evaluation scores every pixel.
         pixel_focus: The part of them that is drawn by local contrast instead of anywhere.
         augment_rotation: Whether training turns the encoder's input at random (section 4.3).
+        augment_mirror: Whether training takes each image or its mirror image, at random: for
+            objects whose mirror images occur too, as galaxies and particles seen from behind.
         z_delay_epochs: For how many epochs training holds z at zero (section 4.3).
         centre_std_px: How far from the origin, the point whose place in the image is the shift,
             training expects the centres of mass of decoded objects, in pixels: the standard
@@ -121,6 +123,7 @@ class SpatialVAE(nn.Module):
         pixels_per_image: int | None = None,
         pixel_focus: float = 0.0,
         augment_rotation: bool = False,
+        augment_mirror: bool = False,
         z_delay_epochs: int = 0,
         centre_std_px: float | None = None,
         pose_candidates: int = 1,
@@ -134,7 +137,7 @@ class SpatialVAE(nn.Module):
         self.image_shape = image_shape_of(image_shape)
         self.z_dim = at_least("z_dim", z_dim, 0)
         self.pixels_per_image = pixels_per_image
-        self.augment_rotation = augment_rotation
+        self.augment_rotation, self.augment_mirror = augment_rotation, augment_mirror
         self.z_delay_epochs = at_least("z_delay_epochs", z_delay_epochs, 0)
         infers = {"theta": infer_theta, "shift": infer_shift, "scale": infer_scale}
         wanted = ["z", *(name for name, asked in infers.items() if asked)]
@@ -445,10 +448,16 @@ class SpatialVAE(nn.Module):
     ) -> ELBO:
         """`elbo` with the model's training aids, in the given epoch.
 
+        With `augment_mirror` the bound is that of the images as mirrored.
+
         With `augment_rotation` the encoder sees each image turned by a random angle, which is then
         removed from the inferred pose (section 4.3): from the posterior as a whole, its divergence
         included, so that the bound remains one.
         """
+        if self.augment_mirror:
+            mirrored = noise.uniform("mirror") < 0.5
+            image = torch.where(mirrored[:, None, None, None], image.flip(-1), image)
+            ctf = None if ctf is None else ctf.mirrored(mirrored)
         if self.augment_rotation:
             turn = noise.uniform("turn").to(image) * 2 * torch.pi
             q = self._infer_turned(image, turn, noise)

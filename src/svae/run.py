@@ -50,6 +50,7 @@ BEFORE = {
     "model.posterior.correct_weights": True,
     "prior.theta.start_deg": None,
     "model.centre_std_px": None,
+    "model.augment_mirror": False,
 }
 
 #: The posterior of which some settings of before meant something else.
