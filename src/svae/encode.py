@@ -19,6 +19,7 @@ from svae.gallery import Gallery
 from svae.inferred import Inferred, infer_batch
 from svae.latents import Latents
 from svae.model import SpatialVAE
+from svae.numbers import significant
 from svae.particle_outputs import ParticleOutputs
 from svae.run import images_to_encode, load, resolve_hardware, resolve_seed
 from svae.tables import latent_columns, write_csv, write_npz
@@ -76,8 +77,8 @@ def encode(cfg: DictConfig) -> None:
                 return batches(images, cfg.batch_size, cfg.progress_bar)
 
             outputs.write(folder, inferred, std, images, again, groups)
-    mean = inferred.log_likelihood.double().mean()
-    log.info("%d images encoded, mean log-likelihood %.4g nats", len(inferred), mean)
+    mean = inferred.log_likelihood.double().mean().item()
+    log.info("%d images encoded, mean log-likelihood %s nats", len(inferred), significant(mean, 4))
     log.info("latents: %s and latents.npz, figures beside them", folder / "latents.csv")
     if groups is not None:
         log.info("%d classes: %s", groups.num_classes, folder / "class_averages.mrcs")

@@ -19,6 +19,7 @@ from svae.hardware import accelerator_at_hand, fast_precision
 from svae.instantiate import instantiate, trusted_target
 from svae.model import SpatialVAE
 from svae.module import VAEModule
+from svae.numbers import significant
 from svae.paths import data_dir
 
 __all__ = [
@@ -225,7 +226,7 @@ _SUMMARY = (
 
 def in_short(metrics: Mapping[str, float]) -> str:
     """The metrics that matter most, in a line."""
-    known = [f"{name} {metrics[name]:.4g}" for name in _SUMMARY if name in metrics]
+    known = [f"{name} {significant(metrics[name], 4)}" for name in _SUMMARY if name in metrics]
     return ", ".join(known) or "nothing was validated or tested"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from svae.errors import UserError
 from svae.files import write_atomic
+from svae.numbers import significant
 from svae.results.pictures import curve, png
 from svae.results.plan import DATA, Column, Job, Result, Row
 from svae.results.ran import Ran
@@ -193,7 +194,7 @@ def _told(column: Column, jobs: Sequence[Job], found: Found) -> str:
     if not spread.runs:
         return NONE
     # Of one run nothing says how many digits matter.
-    told = str(spread) if spread.runs > 1 else f"{spread.mean:.4g}"
+    told = str(spread) if spread.runs > 1 else significant(spread.mean, 4)
     return f"{told}{' %' if column.percent else ''}"
 
 

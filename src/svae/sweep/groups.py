@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from svae.numbers import significant
 from svae.sweep.runs import Run, Value
 from svae.sweep.swept import ordered
 
@@ -30,7 +31,7 @@ class Spread(NamedTuple):
         if math.isnan(self.mean):
             return ""
         if not self.std > 0:  # of one run it is NaN
-            return f"{self.mean:.5g}"
+            return significant(self.mean, 5)
         digits = max(0, 1 - math.floor(math.log10(self.std)))
         return f"{self.mean:.{digits}f} ± {self.std:.{digits}f}"
 
