@@ -57,6 +57,11 @@ def test_wrapped_entropy_is_that_of_quadrature(std):
     assert q.entropy() <= math.log(2 * math.pi) + 1e-9
 
 
+def test_the_wrapped_entropy_of_nan_is_nan():
+    q = WrappedNormal(torch.zeros(3), torch.tensor([float("nan"), 0.0, float("inf")]))
+    assert q.entropy().isnan().tolist() == [True, False, False]
+
+
 def test_wrapped_entropy_has_finite_gradients_everywhere():
     log_scale = torch.linspace(-12, 6, 50, requires_grad=True)
     WrappedNormal(torch.zeros(50), log_scale).entropy().sum().backward()

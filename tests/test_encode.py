@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from PIL import Image
-from tests.helpers import run_command
+from tests.helpers import run_command, write_particles, write_pictures
 
 import svae
 import svae.encode
+import svae.evaluate
 import svae.train
 from svae.datasets.pictures import PicturesOnDisk
 from svae.geometry import pixel_size, wrap_angle
@@ -381,3 +383,57 @@ def test_a_full_disk(deep, refusal, monkeypatch):
 
     monkeypatch.setattr("svae.tables.write_atomic", full)
     assert "No space left on device" in refusal(f"run={deep}")
+
+
+def pictures_of(folder, count):
+    write_pictures(folder, count)
+    return ["dataset=images", f"dataset.path={folder}"]
+
+
+def particles_of(folder, count):
+    return ["dataset=particles", f"dataset.path={write_particles(folder, count)}"]
+
+
+@pytest.mark.parametrize("written", [pictures_of, particles_of])
+def test_images_that_were_added_since_the_training_mix_no_splits(written, tmp_path, encode, capfd):
+    def refused(main, *overrides):
+        with pytest.raises(SystemExit) as stopped:
+            run_command(main, "trainer.enable_progress_bar=false", *overrides)
+        assert stopped.value.code not in (None, 0)
+        told = capfd.readouterr()
+        return told.out + told.err + str(stopped.value.code)
+
+    data = written(tmp_path / "own", 12)
+    run = train(tmp_path / "run", *data)
+    assert svae.run.read_config(run).dataset.contents.startswith("12 images (")
+    options = [*EXACT, "classes=0"]
+    before = [row["split"] for row in encode(run, *options, name="before")[0]]
+    assert sorted(before) == ["test", *["train"] * 10, "val"]
+
+    written(tmp_path / "own", 14)
+    capfd.readouterr()
+    rows, _, _ = encode(run, *options, name="after")
+    assert len(rows) == 14
+    assert "split" not in rows[0]
+    told = capfd.readouterr()
+    assert "has other images than at the training, 14 images (" in told.out + told.err
+    tested = [f"run={run}", f"hydra.run.dir={tmp_path / 'tested'}"]
+    assert "dataset.contents: " in refused(svae.evaluate.main, *tested)
+    longer = [f"hydra.run.dir={run}", *TINY, *data, "trainer.max_epochs=2"]
+    assert "holds a run with dataset.contents='12 images (" in refused(svae.train.main, *longer)
+
+    for path in (tmp_path / "own").rglob("img1[23].png"):
+        path.unlink()
+    written(tmp_path / "own", 12)
+    run_command(svae.evaluate.main, "trainer.enable_progress_bar=false", *tested)
+    assert (tmp_path / "tested" / "metrics.json").is_file()
+
+
+def test_a_run_of_before_images_were_told_goes_on(tmp_path):
+    data = pictures_of(tmp_path / "own", 12)
+    run = train(tmp_path / "run", *data)
+    config = svae.run.read_config(run)
+    del config.dataset.contents
+    OmegaConf.save(config, run / "config.yaml")
+    train(run, *data, "trainer.max_epochs=2")
+    assert svae.run.read_config(run).dataset.contents.startswith("12 images (")

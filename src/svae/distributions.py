@@ -188,7 +188,8 @@ class WrappedNormal(Normal):
         nodes = _entropies(self.log_scale.dtype, self.log_scale.device)
         place = (self.log_scale - math.log(_NARROW)) / _NODE
         place = place.clamp(1, len(nodes) - 3)
-        first = place.detach().floor().long().clamp(max=len(nodes) - 4)
+        # Of NaN any, so that the entropy is NaN, too, and not an index out of range.
+        first = place.detach().nan_to_num(1.0).floor().long().clamp(max=len(nodes) - 4)
         t = place - first
         before, a, b, after = (nodes[first + i] for i in (-1, 0, 1, 2))
         slope_a, slope_b = (b - before) / 2, (after - a) / 2

@@ -1,5 +1,6 @@
 """Run directories: what a training leaves behind, and how a model comes back from it."""
 
+import logging
 import pickle
 import re
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,8 @@ __all__ = [
     "resolve_seed",
 ]
 
+log = logging.getLogger(__name__)
+
 #: The sections of a config that decide, beside the seed, what a run trains.
 DECIDING = ("dataset", "model", "prior", "optimizer", "scheduler", "max_gradient_spike")
 
@@ -56,6 +59,9 @@ BEFORE = {
 
 #: The posterior of which some settings of before meant something else.
 ATTENTION = "svae.posteriors.Attention"
+
+#: What runs of before did not tell.
+UNTOLD = ("dataset.contents",)
 
 #: Settings that do not change what a run computes.
 NO_MATTER = (
@@ -107,7 +113,7 @@ def first_difference(
     for section in sections:
         name = f"{within}{section}"
         a, b = (config.get(section, BEFORE.get(name)) for config in (old, new))
-        if a == b or name in NO_MATTER:
+        if a == b or name in NO_MATTER or (name in UNTOLD and None in (a, b)):
             continue
         if not (isinstance(a, dict) and isinstance(b, dict)):
             return name, a, b
@@ -182,9 +188,18 @@ def images_to_encode(cfg: DictConfig, given: set[str]) -> tuple[ImageDataModule,
                 kept -= {"offset", "scale", "mean", "std"}
             own |= {name: node[name] for name in kept if name in node}
         node = OmegaConf.create(own)
+    # Others of the run's own may be encoded, but which of them it was trained on is not known.
+    known = None if cfg.dataset is not None else node.pop("contents", None)
     data: ImageDataModule = instantiate(node, "dataset")
     fetch(data, OmegaConf.create({"dataset": node}))
     images = data.everything()
+    if known not in (None, here := data.found().get("contents")):
+        log.warning(
+            "%s has other images than at the training, %s and not %s: which of them it trained on "
+            "is not known, and no split is written",
+            *(node.path, here, known),
+        )
+        images.tensors.pop("split", None)
     shape, trained = data.image_shape, tuple(run.model.image_shape)
     if shape != trained:
         raise ValueError(

@@ -126,6 +126,10 @@ def test_a_mask_without_pixels_is_refused():
         Bernoulli((1, 8, 8), mask_radius_px=0.5)
 
 
+def test_no_images_fit():
+    Bernoulli((1, 4, 4)).check(torch.empty(0, 1, 4, 4))
+
+
 def test_images_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="Bernoulli"):
         Bernoulli((1, 4, 4)).check(torch.full((1, 1, 4, 4), 1.5))

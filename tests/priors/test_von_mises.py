@@ -75,6 +75,14 @@ def test_whatever_a_network_says_is_a_posterior(vector):
         assert torch.isfinite(params.grad).all()
 
 
+@pytest.mark.parametrize("length", [30.0, 100.0])
+def test_a_vector_that_has_run_away_is_called_back(length):
+    prior = VonMisesAngle()
+    params = torch.tensor([length - prior.start, 0.0], dtype=DOUBLE, requires_grad=True)
+    (slope,) = torch.autograd.grad(prior.kl(prior.family(params)), params)
+    assert_close(slope, torch.tensor([0.5, 0.0], dtype=DOUBLE), rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize(("count", "ripple"), [(2, 0.09), (4, 0.065), (8, 0.025), (16, 0.017)])
 def test_a_lattice_of_the_uniform_prior_is_flat_to_what_is_said(count, ripple):
     points = torch.arange(count, dtype=DOUBLE) / count * 2 * math.pi + 0.37

@@ -1,5 +1,6 @@
 """The base of every data set: splits in memory or on disk, served in whole batches."""
 
+import hashlib
 import math
 from abc import abstractmethod
 from collections import deque
@@ -24,6 +25,7 @@ __all__ = [
     "ImageSource",
     "InMemory",
     "Loader",
+    "contents_of",
     "read_ahead",
     "split_index",
     "split_numbers",
@@ -117,6 +119,32 @@ def split_numbers(splits: Mapping[str, Tensor], count: int) -> Tensor:
     for number, name in enumerate(SPLITS):
         numbers[splits[name]] = number
     return numbers
+
+
+def contents_of(path: Path, names: Iterable[str], expected: str | None) -> str:
+    """What tells images from others: how many there are, and a hash of their names in order.
+
+    A split is a function of the number of images, so that with one more in a folder other images
+    are tested, most of which were trained on.
+
+    Arguments:
+        path: Where they are, for messages.
+        names: What they are called.
+        expected: What it is to be; None: whatever it is.
+
+    Raises:
+        ValueError: It is another.
+    """
+    listed = list(names)
+    found = hashlib.sha256("\n".join(listed).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    here = f"{len(listed)} images ({found})"
+    if expected not in (None, here):
+        raise ValueError(
+            f"dataset.contents: {path} has other images than at the training, {here} and not "
+            f"{expected}, so that other ones would be held back for the test; expected those of "
+            "then (svae.encode takes any)"
+        )
+    return here
 
 
 class InMemory(Dataset[Batch]):

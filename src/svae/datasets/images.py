@@ -16,6 +16,7 @@ from svae.datasets.base import (
     Batch,
     ImageDataModule,
     ImageSource,
+    contents_of,
     split_index,
     split_numbers,
     split_rows,
@@ -110,6 +111,7 @@ class Images(ImageDataModule):
         in_memory: Whether a training holds all images, or reads those of a batch from their files;
             `auto`: if they take at most a quarter of the machine's memory, which its processes
             share. No result depends on it.
+        contents: Which images there are, as a run found it: others are refused.
         batch_size: As in `ImageDataModule`.
         eval_batch_size: As in `ImageDataModule`.
         workers: As in `ImageDataModule`; of images that are not in memory.
@@ -135,6 +137,7 @@ class Images(ImageDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         in_memory: bool | str = "auto",
+        contents: str | None = None,
         batch_size: int = 100,
         eval_batch_size: int = 500,
         workers: int = 1,
@@ -156,6 +159,7 @@ class Images(ImageDataModule):
         self.wanted = _wanted(normalize, offset, scale, invert)
         self.skip_unusable = skip_unusable
         self.in_memory = truth_or_auto("in_memory", in_memory)
+        self.contents = contents
         self.fractions = (val_fraction, test_fraction)
         split_rows(len(SPLITS), *self.fractions, seed)  # are these fractions?
         self._pictures: Pictures | None = None
@@ -203,6 +207,7 @@ class Images(ImageDataModule):
             "normalize": normalization.kind,
             "offset": normalization.offset,
             "scale": normalization.scale,
+            "contents": self.contents,
         }
 
     @property
@@ -214,6 +219,8 @@ class Images(ImageDataModule):
     def _opened(self) -> Pictures:
         if self._pictures is None:
             source = _source(self.path, self.array)
+            names = map(source.name, range(len(source)))
+            self.contents = contents_of(self.path, names, self.contents)
             self.file_names = source.file_names
             if (labels := read_labels(self.labels, source)) is not None:
                 self._labels, self.label_names = labels

@@ -19,6 +19,7 @@ from svae.datasets.base import (
     Batch,
     ImageDataModule,
     ImageSource,
+    contents_of,
     read_ahead,
     split_index,
     split_numbers,
@@ -132,6 +133,7 @@ class Particles(ImageDataModule):
         skip_unusable: Whether such images are left out instead; how many is told in the log.
         val_fraction: The fraction of the particles that validates.
         test_fraction: The fraction that tests.
+        contents: Which particles there are, as a run found it: others are refused.
         batch_size: As in `ImageDataModule`.
         eval_batch_size: As in `ImageDataModule`.
         workers: As in `ImageDataModule`.
@@ -166,6 +168,7 @@ class Particles(ImageDataModule):
         check_pixels: bool = True,
         skip_unusable: bool = False,
         trained_pixel_size: float | None = None,
+        contents: str | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         batch_size: int = 100,
@@ -191,6 +194,7 @@ class Particles(ImageDataModule):
             if trained_pixel_size is None
             else positive("trained_pixel_size", trained_pixel_size)
         )
+        self.contents = contents
         self._particles: ParticleSet | None = None
         self._usable: Tensor | None = None
         self._settled = False
@@ -213,6 +217,7 @@ class Particles(ImageDataModule):
             self._check(particles)
             self._compare_pixel_size(particles)
             self.file_names = [particles.name(i) for i in range(len(particles))]
+            self.contents = contents_of(self.path, self.file_names, self.contents)
             self._particles = particles
         return self._particles
 
@@ -257,7 +262,8 @@ class Particles(ImageDataModule):
             return {}
         files = {name: None if file is None else str(file) for name, file in self.files.items()}
         decided = {name: getattr(self.preparation, name) for name in ("mean", "std", "invert")}
-        return {"path": str(self.path)} | files | decided | {"trained_pixel_size": self.pixel_size}
+        trained = {"trained_pixel_size": self.pixel_size, "contents": self.contents}
+        return {"path": str(self.path)} | files | decided | trained
 
     def _check(self, particles: ParticleSet) -> None:
         """What a training would trip over, and what a person should know of the CTF."""

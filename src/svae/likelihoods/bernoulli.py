@@ -41,6 +41,8 @@ class Bernoulli(Likelihood):
 
     def check(self, image: Tensor) -> None:
         super().check(image)
+        if not image.numel():
+            return
         low, high = image.min().item(), image.max().item()
         if low < 0 or high > 1:
             raise ValueError(

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from svae.distributions import Distribution
 from svae.latents import Latents
 
-__all__ = ["Prior"]
+__all__ = ["Prior", "cut_at"]
+
+
+def cut_at(output: Tensor, largest: float) -> Tensor:
+    """A network's output where it is at most `largest`, and that where it is more.
+
+    Its gradient is cut nowhere, so that a divergence brings back what has run away.
+    """
+    return output + (output.clamp(max=largest) - output).detach()
 
 
 class Prior(nn.Module, ABC):

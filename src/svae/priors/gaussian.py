@@ -19,7 +19,7 @@ from svae.checks import at_least, image_shape_of, positive
 from svae.distributions import IsotropicNormal, Normal, WrappedNormal
 from svae.geometry import pixel_size, rotate, wrap_angle
 from svae.latents import Latents
-from svae.priors.base import Prior
+from svae.priors.base import Prior, cut_at
 
 __all__ = [
     "AngleFromPoint",
@@ -74,11 +74,9 @@ class Gaussian(Prior):
         """The logarithmic width that an output of the network means.
 
         For an image unlike all others it may be so large that what is sampled is infinite. It is
-        cut there, and its gradient is not, so that the divergence makes it smaller.
+        cut there.
         """
-        widest = math.log(_WIDER * self.std / self.unit)
-        cut = output + (output.clamp(max=widest) - output).detach()
-        return cut + math.log(self.unit)
+        return cut_at(output, math.log(_WIDER * self.std / self.unit)) + math.log(self.unit)
 
     def kl(self, q: Normal) -> Tensor:
         return self.spread_kl(q) + q.sum_event(q.loc**2) / (2 * self.std**2)

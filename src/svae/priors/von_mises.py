@@ -17,7 +17,7 @@ from svae.checks import positive
 from svae.distributions import WrappedNormal
 from svae.geometry import rotate
 from svae.latents import Latents
-from svae.priors.base import Prior
+from svae.priors.base import Prior, cut_at
 from svae.priors.gaussian import angle_widths
 from svae.von_mises import VonMises, concentration_of
 
@@ -72,7 +72,7 @@ class VonMisesAngle(Prior):
         # The gradient of an angle is one over the length: none where there is no direction.
         nowhere = length < 2 * _SHORTEST
         loc = torch.atan2(torch.where(nowhere, 0.0, y), torch.where(nowhere, 1.0, x))
-        return VonMises(loc.to(params) + around, torch.expm1(length.clamp(max=_LONGEST)))
+        return VonMises(loc.to(params) + around, torch.expm1(cut_at(length, _LONGEST)))
 
     def corrected(self, params: Tensor, correction: Tensor, pose: Latents) -> Tensor:
         return params + rotate(correction, pose.theta)  # of a vector in the angle's direction
