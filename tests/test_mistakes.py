@@ -127,6 +127,17 @@ def test_training(overrides, message, capfd, monkeypatch, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("memory", [1e6, 1e15])
+def test_networks_that_no_memory_holds(memory, capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr("svae.train.memory_at_hand", lambda accelerator: memory)
+    # At once, where the system refuses it; else by what the weights add up to.
+    overrides = ["model.encoder.hidden=100_000_000_000"] if memory > 1e12 else []
+    printed = outcome(svae.train.main, capfd, monkeypatch, tmp_path, *overrides)
+    lines = [line for line in printed.splitlines() if line.strip()]
+    assert len(lines) == 1, printed
+    assert "dataset: networks for images of 28x28 pixels with 1 channels take more" in lines[0]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     directory = tmp_path_factory.mktemp("mistakes") / "run"

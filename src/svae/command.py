@@ -22,6 +22,7 @@ from svae.errors import UserError, one_line
 from svae.hardware import keep_freed_memory
 from svae.multirun import alone, in_sweep, told_at_the_end
 from svae.paths import conf_dir
+from svae.typed import with_paths
 
 __all__ = ["command", "given"]
 
@@ -95,12 +96,14 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
 
         def main() -> None:
             started.clear()
+            typed = sys.argv
             try:
                 if following():
                     sys.exit(follow(quiet))
                 lead()
             except RuntimeError as error:
                 sys.exit(f"svae: {one_line(error)}")
+            sys.argv = [typed[0], *with_paths(typed[1:])]
             # Otherwise Hydra prints its errors itself, in several lines.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             run = hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)
@@ -122,6 +125,7 @@ def command(config_name: str) -> Callable[[Task], Callable[[], None]]:
             finally:
                 dismiss()
                 release()
+                sys.argv = typed
                 os.environ["HYDRA_FULL_ERROR"] = "1" if show_all else "0"
 
         return main

@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from svae import distributed
 from svae.callbacks import (
@@ -73,6 +74,9 @@ from svae.status import Status, read_status, write_status
 __all__ = ["main", "train"]
 
 log = logging.getLogger(__name__)
+
+#: A weight in float32, its gradient, and one moment of an optimiser; Adam has two.
+_BYTES_OF_WEIGHT = 12
 
 One = TypeVar("One")
 
@@ -292,7 +296,8 @@ def prepare(
         signals: The requests to end.
         own: The checkpoint in the run's own folder that it goes on from.
     """
-    module = build_module(cfg, data)
+    with weights_within(memory_at_hand(cfg.trainer.accelerator), cfg.model.image_shape):
+        module = build_module(cfg, data)
     if cfg.compile:
         module.model.compile()
     for images in data.sample():
@@ -367,6 +372,45 @@ def check_optimisation(module: VAEModule, trainer: DictConfig) -> None:
     endless = trainer.max_epochs in (None, -1) and trainer.max_steps == -1
     optimizer = module.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     module.make_scheduler(optimizer, math.inf if endless else 1000)
+
+
+@contextmanager
+def weights_within(memory: int, image_shape: Sequence[int]) -> Iterator[None]:
+    """Count the weights of what is built, and end it as soon as memory cannot hold a training.
+
+    They are not filled by then: where the memory is not there, the system ends a process that
+    fills it without a word.
+
+    Arguments:
+        memory: In bytes.
+        image_shape: (C, H, W) of the images, for the message.
+
+    Raises:
+        ValueError: They take more, with gradients and an optimiser's state.
+    """
+    channels, height, width = image_shape
+    too_large = ValueError(
+        f"dataset: networks for images of {height}x{width} pixels with {channels} channels take "
+        f"more than the {memory / 2**30:.3g} GB here in training; expected smaller images "
+        "(dataset.resize=64 or dataset.size=64), model/encoder=cnn, or fewer hidden units"
+    )
+    count = 0
+
+    def add(module: torch.nn.Module, name: str, weight: torch.nn.Parameter) -> None:
+        nonlocal count
+        count += 0 if weight is None else weight.numel()
+        if count * _BYTES_OF_WEIGHT > memory:
+            raise too_large
+
+    hook = register_module_parameter_registration_hook(add)
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if "allocate memory" not in str(error):  # of one layer
+            raise
+        raise too_large from error
+    finally:
+        hook.remove()
 
 
 def check_memory(module: VAEModule, trainer: DictConfig, images: float) -> None:

@@ -16,8 +16,8 @@ from svae.results.pictures import curve, png
 from svae.results.plan import DATA, Column, Job, Result, Row
 from svae.results.ran import Ran
 from svae.results.running import told_minutes
-from svae.sweep import as_value
 from svae.sweep.groups import Spread
+from svae.typed import as_value
 
 __all__ = ["MARK", "check_ours", "write_page"]
 

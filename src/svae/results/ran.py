@@ -19,9 +19,9 @@ from svae.paths import data_dir
 from svae.results.plan import DATA, Job
 from svae.run import ATTENTION, BEFORE
 from svae.status import read_status
-from svae.sweep import as_value
 from svae.sweep.runs import DAMAGE, LOADER, Value, composed_settings, told
 from svae.sweep.swept import is_seed
+from svae.typed import as_value
 
 __all__ = ["NO_BAR", "Ran", "arguments", "check", "difference", "first_difference", "ran"]
 

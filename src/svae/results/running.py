@@ -15,7 +15,7 @@ from typing import BinaryIO
 from svae.results.plan import Job
 from svae.results.ran import NO_BAR, Ran, arguments, ran
 from svae.signals import Signals
-from svae.sweep import as_value
+from svae.typed import as_value
 
 __all__ = ["Machine", "command_line", "told_minutes", "work_off"]
 

@@ -3,7 +3,6 @@
 import glob
 import logging
 import math
-import re
 import shlex
 import sys
 from collections import Counter
@@ -23,6 +22,7 @@ from svae.sweep.layout import Layout, curves_figure, laid_out, metric_figure
 from svae.sweep.runs import Run, Value, find_runs, read_runs
 from svae.sweep.swept import swept
 from svae.tables import write_csv
+from svae.typed import as_value
 
 __all__ = ["collect", "main", "sweep"]
 
@@ -214,14 +214,6 @@ def tell_best(runs: Sequence[Run], layout: Layout) -> None:
             ", ".join([best.folder, *settings]),
         )
         log.info("python -m svae.evaluate %s", shlex.quote(f"run={as_value(best.folder)}"))
-
-
-def as_value(path: str) -> str:
-    """A path as the value of an override: in quotes where Hydra's grammar needs them."""
-    if re.fullmatch(r"[\w./+@%:-]+", path):
-        return path
-    quoted = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), path)
-    return f"'{quoted}'"
 
 
 def as_overrides(arguments: Sequence[str]) -> list[str]:
