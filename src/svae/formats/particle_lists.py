@@ -14,7 +14,15 @@ from svae.formats.indices import SUFFIXES, read_indices
 from svae.formats.stacks import STACKS, find_stacks, open_stack
 from svae.formats.star import StarTable, read_star
 
-__all__ = ["CTF_COLUMNS", "STAR_CTF", "Listed", "has_ctf", "list_particles", "select_particles"]
+__all__ = [
+    "CTF_COLUMNS",
+    "STAR_CTF",
+    "Listed",
+    "has_ctf",
+    "list_particles",
+    "numbers",
+    "select_particles",
+]
 
 log = logging.getLogger(__name__)
 
@@ -113,25 +121,25 @@ def _listed_star(path: Path, with_ctf: bool) -> Listed:
     paths, which, place = _image_names(path, table)
     optics = _optics_rows(path, table)
 
-    def numbers(tag: str) -> np.ndarray | None:
+    def column(tag: str) -> np.ndarray | None:
         values = table.column(tag, optics=True)
         if values is not None and optics is not None:
-            return _numbers(path, tag, values)[optics]
+            return numbers(path, tag, values)[optics]
         values = table.column(tag)
-        return None if values is None else _numbers(path, tag, values)
+        return None if values is None else numbers(path, tag, values)
 
-    size = numbers("rlnImagePixelSize")
-    size = numbers("rlnPixelSize") if size is None else size
-    detector, magnification = numbers("rlnDetectorPixelSize"), numbers("rlnMagnification")
+    size = column("rlnImagePixelSize")
+    size = column("rlnPixelSize") if size is None else size
+    detector, magnification = column("rlnDetectorPixelSize"), column("rlnMagnification")
     if size is None and detector is not None and magnification is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
             size = detector * 1e4 / magnification  # µm on the detector
     listed = Listed(paths, which, place, np.zeros(len(place), np.int64), table, size)
     for value, tag in ((1, "rlnCtfDataArePhaseFlipped"), (2, "rlnCtfDataAreCtfPremultiplied")):
-        if (done := numbers(tag)) is not None:
+        if (done := column(tag)) is not None:
             listed.applied[done > 0] = value
     if with_ctf and has_ctf(table):
-        ctf = {name: numbers(known.star) for name, known in CTF_COLUMNS.items()}
+        ctf = {name: column(known.star) for name, known in CTF_COLUMNS.items()}
         listed.ctf, listed.missing = _completed(
             ctf, len(place), [k.star for k in CTF_COLUMNS.values()]
         )
@@ -261,8 +269,8 @@ def _optics_rows(path: Path, table: StarTable) -> np.ndarray | None:
         raise ValueError(
             f"{path}: {len(groups)} optics groups, and no rlnOpticsGroup says whose is which"
         )
-    known = _numbers(path, "rlnOpticsGroup", groups)
-    wanted = _numbers(path, "rlnOpticsGroup", mine)
+    known = numbers(path, "rlnOpticsGroup", groups)
+    wanted = numbers(path, "rlnOpticsGroup", mine)
     rows, lost = _rows_of(wanted, known)
     if lost.any():
         raise ValueError(
@@ -272,7 +280,12 @@ def _optics_rows(path: Path, table: StarTable) -> np.ndarray | None:
     return rows
 
 
-def _numbers(path: Path, tag: str, values: np.ndarray) -> np.ndarray:
+def numbers(path: Path, tag: str, values: np.ndarray) -> np.ndarray:
+    """The numbers in a column of a star, float64.
+
+    Raises:
+        ValueError: A value is none; the message names the file, the column and the row.
+    """
     try:
         return values.astype(np.float64)
     except ValueError:
