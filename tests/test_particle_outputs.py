@@ -1,8 +1,10 @@
 """What `svae.encode` writes of particles: poses, classes, averages, and whose they are."""
 
+import logging
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import gemmi
 import mrcfile
@@ -22,6 +24,7 @@ from svae.formats.cryosparc import CsTable, read_cs
 from svae.formats.mrc import write_stack
 from svae.formats.particles import ParticleReader, read_particles
 from svae.formats.poses import to_relion
+from svae.formats.star import read_star, write_star
 from svae.gallery import Gallery
 from svae.geometry import pixel_size
 from svae.inferred import Inferred, infer_batch
@@ -36,6 +39,7 @@ from svae.particle_outputs import (
     squared_ctf,
     star_table,
 )
+from svae.particle_outputs.relion import tell_relion
 from svae.posteriors import Attention
 from svae.posteriors.sampling import Truncated
 from svae.priors import Gaussian, GaussianShift, UniformAngle
@@ -211,7 +215,8 @@ def test_without_classes_there_are_poses_alone(tmp_path, make_model):
 
 
 @pytest.mark.parametrize("apix", [APIX, None])
-def test_a_stack_without_a_table_gets_a_star(tmp_path, make_model, apix):
+def test_a_stack_without_a_table_gets_a_star(tmp_path, make_model, apix, caplog):
+    caplog.set_level(logging.INFO)
     write_known(tmp_path / "in", 20, 20, sizes=(12,))
     stack = tmp_path / "in" / "stack0.mrcs"
     if apix is None:
@@ -220,6 +225,16 @@ def test_a_stack_without_a_table_gets_a_star(tmp_path, make_model, apix):
         stack = stack.with_suffix(".npy")
     write_outputs(make_model, tmp_path / "out", stack, np.arange(COUNT), 20, 20)
     path = tmp_path / "out" / "particles.star"
+    if apix is None:
+        assert "for RELION" not in caplog.text
+        assert f"particles: {path} (RELION reads no .npy: python -m svae.prepare" in caplog.text
+    else:
+        relion_reads(path)
+        assert f"for RELION: {path}" in caplog.text
+        assert (
+            "placeholders, which RELION needs to read it, and no measurements: rlnVoltage 300, "
+            "rlnSphericalAberration 2.7, rlnAmplitudeContrast 0.1"
+        ) in caplog.text
     written = columns_of(path, "images" if apix is None else "particles")
     assert written["rlnImageName"] == [f"{i + 1:06d}@{stack}" for i in range(COUNT)]
     psi, offset = to_relion(*poses(20)[:2], 20, 20)
@@ -258,6 +273,236 @@ def test_a_cs_comes_back_as_one(tmp_path, make_model):
     # And a star, whose images are the same.
     star = read_particles(tmp_path / "out" / "particles.star")
     assert star.place.tolist() == order.tolist()
+
+
+def write_cs_of(path, order, **changed):
+    """A `.cs` of the particles of `stack0.mrcs`, with their CTF."""
+    fields = {"df1_A": 1.2e4, "df2_A": 1.1e4, "df_angle_rad": np.pi / 6, "accel_kv": 200}
+    fields |= {"cs_mm": 2.0, "amp_contrast": 0.07, "phase_shift_rad": np.pi / 2} | changed
+    known = {f"ctf/{name}": value for name, value in fields.items() if value is not None}
+    kinds = [("uid", "u8"), ("blob/path", "S64"), ("blob/idx", "u4")]
+    records = np.zeros(COUNT, kinds + [(name, "f4") for name in known])
+    records["uid"], records["blob/path"], records["blob/idx"] = order, b"stack0.mrcs", order
+    for name, value in known.items():
+        records[name] = value
+    with path.open("wb") as file:
+        np.save(file, records)
+    return path
+
+
+def nothing_found(count=COUNT, **found):
+    """Particles of which nothing is known, or their pose."""
+    nothing = np.zeros((count, 0))
+    return Found(
+        **{"psi_deg": None, "offset_px": None, "classes": None, "peak": None}
+        | found
+        | {"z": nothing, "z_std": nothing}
+    )
+
+
+OPTICS = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+
+
+def test_the_ctf_of_a_cs_is_in_its_star_whether_it_is_used_or_not(tmp_path):
+    write_known(tmp_path, 20, 20, sizes=(12,))
+    defocus = np.full(COUNT, 1.2e4)
+    defocus[3] = 0  # absurd, which a model that does not use it does not mind
+    path = write_cs_of(tmp_path / "in.cs", np.arange(COUNT), df1_A=defocus)
+    write_star(
+        tmp_path / "out.star", star_table(read_particles(path, bad_ctf=None), nothing_found())
+    )
+    optics, particles = (
+        columns_of(tmp_path / "out.star", name) for name in ("optics", "particles")
+    )
+    assert [float(optics[tag][0]) for tag in OPTICS] == pytest.approx([200, 2.0, 0.07])
+    assert [float(value) for value in particles["rlnDefocusU"]] == defocus.tolist()
+    wanted = {"rlnDefocusV": 1.1e4, "rlnDefocusAngle": 30, "rlnPhaseShift": 90}
+    for tag, value in wanted.items():
+        assert float(particles[tag][5]) == pytest.approx(value, abs=1e-3)
+    rest = np.setdiff1d(np.arange(COUNT), 3)
+    known = read_particles(path, bad_ctf="drop").ctf
+    for name, values in read_particles(tmp_path / "out.star", bad_ctf="drop").ctf.items():
+        np.testing.assert_allclose(values, known[name], rtol=1e-5, err_msg=name)
+        assert len(values) == len(rest)
+
+
+def test_half_a_ctf_is_none(tmp_path, caplog):
+    """Defoci without the voltage would be read with a voltage that nobody measured."""
+    write_known(tmp_path, 20, 20, sizes=(12,))
+    path = write_cs_of(tmp_path / "in.cs", np.arange(COUNT), accel_kv=None)
+    particles = read_particles(path, bad_ctf=None)
+    write_star(tmp_path / "out.star", star_table(particles, nothing_found()))
+    optics = columns_of(tmp_path / "out.star", "optics")
+    assert [float(optics[tag][0]) for tag in OPTICS] == pytest.approx([300, 2.0, 0.07])
+    assert "rlnDefocusU" not in columns_of(tmp_path / "out.star")
+    with caplog.at_level(logging.INFO):
+        tell_relion(tmp_path / "out.star", particles, particles.stacks)
+    assert caplog.messages[-1].endswith("no measurements: rlnVoltage 300")
+
+
+def test_without_a_pixel_size_the_ctf_is_that_of_relion_30(tmp_path, caplog):
+    write_known(tmp_path, 20, 20, sizes=(12,))
+    particles = read_particles(write_cs_of(tmp_path / "in.cs", np.arange(COUNT)))
+    particles.pixel_size = None
+    write_star(tmp_path / "out.star", star_table(particles, nothing_found()))
+    written = columns_of(tmp_path / "out.star", "images")
+    for tag, value in zip((*OPTICS, "rlnDefocusU"), (200, 2.0, 0.07, 1.2e4), strict=True):
+        assert float(written[tag][0]) == pytest.approx(value)
+    with caplog.at_level(logging.INFO):
+        tell_relion(tmp_path / "out.star", particles, particles.stacks)
+    assert "for RELION" not in caplog.text
+    assert "no star without a pixel size: give dataset.pixel_size" in caplog.text
+
+
+# ---- what RELION reads
+
+
+def relion_reads(star):
+    """What RELION 3.1 and later ask of a star of 2D particles before they read an image."""
+    optics, particles = (columns_of(star, name) for name in ("optics", "particles"))
+    assert optics.keys() >= {"rlnImagePixelSize", "rlnVoltage", "rlnSphericalAberration"}
+    assert optics.keys() >= {"rlnOpticsGroup", "rlnImageSize", "rlnImageDimensionality"}
+    assert {*particles["rlnOpticsGroup"]} <= {*optics["rlnOpticsGroup"]}
+    for name in particles["rlnImageName"]:
+        place, stack = name.strip("'\"").split("@")
+        assert stack.endswith(".mrcs")  # a .mrc is a 3D map
+        with mrcfile.open(stack, permissive=True) as file:
+            assert 1 <= int(place) <= len(file.data)
+
+
+def files_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def same_names(folder):
+    """A list of three stacks of one name in three folders, and of one that has that of a link."""
+    images = np.random.default_rng(0).normal(size=(COUNT, 20, 20)).astype(np.float32)
+    names = ["a/x.mrc", "b/x.mrc", "c d/X.mrc", "a/x_2.mrc", "a/y.mrcs"]
+    for name, own in zip(names, np.split(images, [3, 5, 7, 10]), strict=True):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_stack(folder / name, [own], len(own), 20, 20, APIX)
+    (folder / "all.txt").write_text("\n".join(names))
+    return folder / "all.txt", images
+
+
+def test_stacks_get_names_that_relion_reads(tmp_path, make_model, caplog):
+    caplog.set_level(logging.INFO)
+    path, images = same_names(tmp_path / "in")
+    before = files_in(tmp_path / "in")
+    out = tmp_path / "out"
+    write_outputs(make_model, out, path, np.arange(COUNT), 20, 20)
+    for star in (out / "particles.star", *sorted((out / "classes").glob("*.star"))):
+        relion_reads(star)
+    assert f"for RELION: {out / 'particles.star'}" in caplog.text
+    assert files_in(tmp_path / "in") == before
+    links = sorted((out / "stacks").iterdir())
+    assert len(links) == len({link.resolve() for link in links}) == 4
+    assert len({link.name.casefold() for link in links}) == 4
+    assert all(link.is_symlink() and link.readlink().is_absolute() for link in links)
+    again = read_particles(out / "particles.star")
+    np.testing.assert_array_equal(ParticleReader(again)[np.arange(COUNT)].numpy(), images)
+    # The particles of the star are those of the list.
+    part = read_particles(path, select=out / "classes" / "class_002.star")
+    assert part.rows.tolist() == np.load(out / "classes" / "class_002.npy").tolist()
+
+
+def test_without_links_it_is_told_what_to_do(tmp_path, make_model, caplog, monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(1, "Operation not permitted", str(self))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    path, images = same_names(tmp_path / "in")
+    out = tmp_path / "out"
+    write_outputs(make_model, out, path, np.arange(COUNT), 20, 20)
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert line.startswith(f"{out / 'particles.star'}: RELION takes a .mrc for a 3D map")
+    assert "rename the stacks to .mrcs, or let python -m svae.prepare" in line
+    assert "for RELION" not in caplog.text
+    again = read_particles(out / "particles.star")
+    assert again.stacks[0] == tmp_path / "in" / "a" / "x.mrc"
+    np.testing.assert_array_equal(ParticleReader(again)[np.arange(COUNT)].numpy(), images)
+
+
+POSED = {"psi_deg": np.full(COUNT, 20.0), "offset_px": np.tile([2.0, -3.0], (COUNT, 1))}
+
+
+@pytest.mark.parametrize("style", ["3.1", "3.1 without", "3.0"])
+def test_a_given_pixel_size_is_what_the_star_says(tmp_path, style):
+    """RELION divides offsets in Å by what the star says of pixels."""
+    star, _ = write_known(tmp_path, 20, 20, style=style[:3])
+    if style == "3.1 without":
+        star.write_text(star.read_text().replace("rlnImagePixelSize", "rlnOther"))
+    write_star(
+        tmp_path / "out.star",
+        star_table(read_particles(star, pixel_size=2.5), nothing_found(**POSED)),
+    )
+    again = read_particles(tmp_path / "out.star")
+    assert again.pixel_size.tolist() == [2.5] * COUNT
+    if style == "3.0":
+        assert float(again.table.column("rlnOriginX")[0]) == 2
+    else:
+        assert float(again.table.column("rlnOriginXAngst")[0]) / again.pixel_size[0] == 2
+    # Without it, what was there stays as it was written.
+    same = star_table(read_particles(star), nothing_found(**POSED))
+    assert same.column("rlnDetectorPixelSize") is None
+    if style == "3.1":
+        assert same.column("rlnImagePixelSize", optics=True).tolist() == [str(APIX).encode()]
+
+
+def test_a_given_pixel_size_is_what_the_cs_says(tmp_path):
+    write_known(tmp_path, 20, 20, sizes=(12,))
+    particles = read_particles(write_cs_of(tmp_path / "in.cs", np.arange(COUNT)), pixel_size=2.5)
+    found = cs_table(particles, nothing_found(**POSED))
+    assert found.column("blob/psize_A").tolist() == [2.5] * COUNT
+    assert found.column("alignments2D/psize_A").tolist() == [2.5] * COUNT
+    known = read_particles(tmp_path / "in.cs")
+    assert cs_table(known, nothing_found(**POSED)).column("blob/psize_A") is None
+
+
+def refined(tmp_path, tilt):
+    """The star of a 3D refinement."""
+    star, _ = write_known(tmp_path / "in", 20, 20)
+    lines = {"rlnAngleRot": 0.0, "rlnAngleTilt": tilt, "rlnAngleTiltPrior": 90.0}
+    priors = ["rlnAnglePsiPrior", "rlnOriginXPriorAngst", "rlnOriginYPriorAngst"]
+    priors += ["rlnOriginXPrior", "rlnOriginYPrior", "rlnOriginX"]
+    columns = {tag: np.broadcast_to(value, COUNT).astype(float) for tag, value in lines.items()}
+    columns |= {tag: np.full(COUNT, 55.5) for tag in priors}
+    write_star(star, read_star(star).with_columns(columns))
+    return star, priors
+
+
+def test_priors_of_the_old_pose_are_left_out(tmp_path):
+    star, priors = refined(tmp_path, 0.0)
+    particles = read_particles(star)
+    table = star_table(particles, nothing_found(**POSED))
+    assert [tag for tag in priors if table.column(tag) is not None] == []
+    # What was not replaced is kept, and so is all of it where nothing was.
+    assert table.column("rlnAngleTiltPrior") is not None
+    assert table.column("rlnMicrographName") is not None
+    whole = star_table(particles, nothing_found())
+    assert all(whole.column(tag) is not None for tag in priors)
+
+
+def test_views_of_a_3d_refinement_are_warned_of(tmp_path, make_model, caplog):
+    model = Gallery(make_model((1, 20, 20)))
+    tilt = np.zeros(COUNT)
+    star, _ = refined(tmp_path, tilt)
+    ParticleOutputs(model, read_particles(star), None)
+    assert not caplog.messages
+    tilt[[2, 5]] = 31.5
+    star, _ = refined(tmp_path, tilt)
+    ParticleOutputs(model, read_particles(star).select([5, 2, 0]), None)
+    (line,) = caplog.messages
+    assert line.startswith(f"{star}: rlnAngleRot or rlnAngleTilt is not 0 for 2 of 3 particles")
+    assert line.endswith("for 2D work only")
+    caplog.clear()
+    # A model without poses leaves those that were there.
+    unposed = make_model((1, 20, 20), infer_theta=False, infer_shift=False)
+    ParticleOutputs(Gallery(unposed), read_particles(star), None)
+    assert not caplog.messages
+    write_star(star, read_star(star).with_columns({"rlnAngleRot": ["?"] * COUNT}))
+    with pytest.raises(ValueError, match=r"in.star: rlnAngleRot: expected numbers, got '\?'"):
+        ParticleOutputs(model, read_particles(star), None)
 
 
 # ---- identity
@@ -346,6 +591,25 @@ def test_encode_writes_of_each_particle_what_the_model_infers_from_it(trained, t
     np.testing.assert_allclose(
         np.array(two["svaeZ0"], float), np.array(part["svaeZ0"], float), atol=1e-3
     )
+
+
+def test_encode_writes_the_ctf_of_a_cs_without_using_it(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_known(tmp_path, 24, 16, sizes=(12,))
+    (tmp_path / "stack0.mrcs").rename(tmp_path / "stack0.mrc")
+    records = np.load(write_cs_of(tmp_path / "in.cs", np.arange(COUNT), df1_A=-5.0))
+    records["blob/path"] = b"stack0.mrc"
+    with (tmp_path / "in.cs").open("wb") as file:
+        np.save(file, records)
+    options = ["dataset=particles", "dataset.path=in.cs", "classes=0", "progress_bar=false"]
+    run_command(svae.encode.main, "hydra.run.dir=out", f"run={trained[0]}", *options)
+    relion_reads(tmp_path / "out" / "particles.star")
+    written = columns_of(tmp_path / "out" / "particles.star")
+    assert {*written["rlnDefocusU"]} == {"-5.000000"}
+    assert written["rlnImageName"][0] == f"000001@{tmp_path}/out/stacks/stack0.mrcs"
+    log = (tmp_path / "out" / "encode.log").read_text()
+    assert f"for RELION: {tmp_path}/out/particles.star" in log
+    assert "placeholders" not in log
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_a_given_pixel_size_is_what_the_new_star_says(star, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["mrcs", "mrc", "npy"])
-def test_a_stack_without_a_star_gets_one(tmp_path, kind):
+def test_a_stack_without_a_star_gets_one(tmp_path, kind, capfd):
     images = np.random.default_rng(0).standard_normal((5, 12, 12)).astype(np.float32)
     path = tmp_path / f"in.{kind}"
     if kind == "npy":
@@ -217,11 +217,17 @@ def test_a_stack_without_a_star_gets_one(tmp_path, kind):
     assert torch.equal(ParticleReader(written)[np.arange(5)], expected)
     if kind == "npy":
         assert written.pixel_size is None
+        assert "without a pixel size: give dataset.pixel_size" in capfd.readouterr().out
         assert read_star(out / "particles.star").optics is None
     else:
         assert written.pixel_size.tolist() == [3.0] * 5
-        sizes = read_star(out / "particles.star").column("rlnImageSize", optics=True)
-        assert sizes.tolist() == [b"6"]
+        told = capfd.readouterr().out
+        assert "for RELION: out/particles.star" in told
+        assert "no measurements: rlnVoltage 300" in told
+        table = read_star(out / "particles.star")
+        assert table.column("rlnImageSize", optics=True).tolist() == [b"6"]
+        assert table.column("rlnVoltage", optics=True).tolist() == [b"300.000000"]
+        assert table.column("rlnSphericalAberration", optics=True).tolist() == [b"2.700000"]
 
 
 def write_records(path, csdat=False, **more):

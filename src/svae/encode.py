@@ -70,6 +70,9 @@ def encode(cfg: DictConfig) -> None:
         figure.savefig(folder / "figures" / "latents.png")
     if (pose := gallery.pose(inferred)) is not None:
         pose[1].savefig(folder / "figures" / f"{pose[0]}.png")
+    mean = inferred.log_likelihood.double().mean().item()
+    log.info("%d images encoded, mean log-likelihood %s nats", len(inferred), significant(mean, 4))
+    log.info("latents: %s and latents.npz, figures beside them", folder / "latents.csv")
     if outputs is not None:
         with told_in_one_line():
 
@@ -77,13 +80,6 @@ def encode(cfg: DictConfig) -> None:
                 return batches(images, cfg.batch_size, cfg.progress_bar)
 
             outputs.write(folder, inferred, std, images, again, groups)
-    mean = inferred.log_likelihood.double().mean().item()
-    log.info("%d images encoded, mean log-likelihood %s nats", len(inferred), significant(mean, 4))
-    log.info("latents: %s and latents.npz, figures beside them", folder / "latents.csv")
-    if groups is not None:
-        log.info("%d classes: %s", groups.num_classes, folder / "class_averages.mrcs")
-    if outputs is not None and outputs.particles is not None:
-        log.info("for RELION: %s", folder / "particles.star")
 
 
 def particle_outputs(

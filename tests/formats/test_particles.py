@@ -176,6 +176,24 @@ def cs_records() -> np.ndarray:
     return records
 
 
+def test_a_ctf_that_nobody_uses_is_kept_as_the_cs_has_it(tmp_path: Path):
+    records = cs_records()
+    records["ctf/df1_A"] = [1e4, 0, 1e9]
+    path = project(tmp_path) / "in.cs"
+    write_cs(path, CsTable(records))
+    with pytest.raises(ValueError, match=r"ctf/df1_A of 000004@b.mrcs: .*got 0"):
+        read_particles(path)
+    known = read_particles(path, bad_ctf=None)
+    assert known.ctf["defocus_u_A"].tolist() == [1e4, 0, 1e9]
+    assert known.ctf["astigmatism_deg"].tolist() == pytest.approx([90, 0, -45])
+
+    fewer = [name for name in records.dtype.names if name != "ctf/accel_kv"]
+    write_cs(path, CsTable(np.asarray(records[fewer].copy())))
+    with pytest.raises(ValueError, match=r"the CTF of a particle needs ctf/accel_kv, which is"):
+        read_particles(path)
+    assert "voltage_kV" not in read_particles(path, bad_ctf=None).ctf
+
+
 def test_a_passthrough_cs_is_joined_on_uid(tmp_path: Path):
     records = cs_records()
     blobs = [name for name in records.dtype.names if not name.startswith("ctf")]
@@ -323,6 +341,31 @@ def test_another_star_selects_by_image_name(star, tmp_path: Path, moved: bool):
     write_star(tmp_path / "missing.star", StarTable(missing.loops[1:], 0))
     with pytest.raises(ValueError, match=r"1 of its 2 particles .* 000009@"):
         read_particles(star(), select=tmp_path / "missing.star")
+
+
+@pytest.mark.parametrize("listed", ["txt", "cs"])
+def test_a_star_that_names_links_selects_their_stacks(tmp_path: Path, listed: str):
+    project(tmp_path)
+    (tmp_path / "out" / "stacks").mkdir(parents=True)
+    names = []
+    for name in "ab":
+        stack = (tmp_path / "jobs" / f"{name}.mrcs").rename(tmp_path / "jobs" / f"{name}.mrc")
+        link = tmp_path / "out" / "stacks" / f"{name}.mrcs"
+        link.symlink_to(stack)
+        names.append(f"000003@{link}")
+    write_star(tmp_path / "chosen.star", StarTable(new_star({"rlnImageName": names}, {}).loops, 1))
+    path = tmp_path / f"in.{listed}"
+    if listed == "cs":
+        records = cs_records()
+        records["blob/path"] = [b">jobs/a.mrc", b"jobs/b.mrc", b">jobs/a.mrc"]
+        records["blob/idx"] = [2, 2, 0]
+        write_cs(path, CsTable(records))
+    else:
+        path.write_text("jobs/a.mrc\njobs/b.mrc\n")
+    chosen = read_particles(path, select=tmp_path / "chosen.star")
+    assert first_pixels(chosen) == [2.0, 102.0]
+    again = read_particles(tmp_path / "chosen.star")
+    assert first_pixels(again) == [2.0, 102.0]
 
 
 def test_another_cs_selects_by_uid(tmp_path: Path):

@@ -156,6 +156,14 @@ def test_what_is_no_star_is_told_in_one_line(tmp_path: Path, content: bytes, mes
     assert "\n" not in str(caught.value)
 
 
+def test_columns_are_left_out(table: StarTable):
+    left = table.without(["rlnDefocusU", "rlnVoltage", "rlnNone"])
+    assert list(left.loops[left.particles].columns) == [
+        *("rlnMicrographName", "rlnImageName", "rlnOpticsGroup")
+    ]
+    assert left.column("rlnVoltage", optics=True) is not None
+
+
 def test_columns_of_another_length_are_refused(table: StarTable):
     with pytest.raises(ValueError, match="rlnFoo: expected 4 values, got 2"):
         table.with_columns({"rlnFoo": ["1", "2"]})

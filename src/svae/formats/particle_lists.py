@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -14,7 +14,15 @@ from svae.formats.indices import SUFFIXES, read_indices
 from svae.formats.stacks import STACKS, find_stacks, open_stack
 from svae.formats.star import StarTable, read_star
 
-__all__ = ["CTF_COLUMNS", "STAR_CTF", "Listed", "has_ctf", "list_particles", "select_particles"]
+__all__ = [
+    "CTF_COLUMNS",
+    "STAR_CTF",
+    "Listed",
+    "has_ctf",
+    "list_particles",
+    "numbers",
+    "select_particles",
+]
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +83,9 @@ def list_particles(
 ) -> Listed:
     """What a file lists, as `read_particles` takes it; stacks are sought for a `.txt` alone.
 
+    Without `with_ctf`, the CTF of a `.star` is not read. That of a `.cs` always is: whoever makes
+    a star of it needs it.
+
     Raises:
         OSError: A file is missing or cannot be read.
         ValueError: A file is damaged or not what it should be; the message names it.
@@ -84,7 +95,7 @@ def list_particles(
     if path.suffix == ".star":
         return _listed_star(path, with_ctf)
     if path.suffix == ".cs":
-        return _listed_cs(path, passthrough, with_ctf)
+        return _listed_cs(path, passthrough)
     if path.suffix == ".txt":
         lines = [line.strip() for line in path.read_text().splitlines()]
         stacks = find_stacks(path, [line for line in lines if line], datadir)
@@ -110,32 +121,32 @@ def _listed_star(path: Path, with_ctf: bool) -> Listed:
     paths, which, place = _image_names(path, table)
     optics = _optics_rows(path, table)
 
-    def numbers(tag: str) -> np.ndarray | None:
+    def column(tag: str) -> np.ndarray | None:
         values = table.column(tag, optics=True)
         if values is not None and optics is not None:
-            return _numbers(path, tag, values)[optics]
+            return numbers(path, tag, values)[optics]
         values = table.column(tag)
-        return None if values is None else _numbers(path, tag, values)
+        return None if values is None else numbers(path, tag, values)
 
-    size = numbers("rlnImagePixelSize")
-    size = numbers("rlnPixelSize") if size is None else size
-    detector, magnification = numbers("rlnDetectorPixelSize"), numbers("rlnMagnification")
+    size = column("rlnImagePixelSize")
+    size = column("rlnPixelSize") if size is None else size
+    detector, magnification = column("rlnDetectorPixelSize"), column("rlnMagnification")
     if size is None and detector is not None and magnification is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
             size = detector * 1e4 / magnification  # µm on the detector
     listed = Listed(paths, which, place, np.zeros(len(place), np.int64), table, size)
     for value, tag in ((1, "rlnCtfDataArePhaseFlipped"), (2, "rlnCtfDataAreCtfPremultiplied")):
-        if (done := numbers(tag)) is not None:
+        if (done := column(tag)) is not None:
             listed.applied[done > 0] = value
     if with_ctf and has_ctf(table):
-        ctf = {name: numbers(known.star) for name, known in CTF_COLUMNS.items()}
+        ctf = {name: column(known.star) for name, known in CTF_COLUMNS.items()}
         listed.ctf, listed.missing = _completed(
             ctf, len(place), [k.star for k in CTF_COLUMNS.values()]
         )
     return listed
 
 
-def _listed_cs(path: Path, passthrough: Path | None, with_ctf: bool) -> Listed:
+def _listed_cs(path: Path, passthrough: Path | None) -> Listed:
     table = read_cs(path)
     other, rows = (None, np.zeros(0)) if passthrough is None else _joined(path, table, passthrough)
 
@@ -164,7 +175,7 @@ def _listed_cs(path: Path, passthrough: Path | None, with_ctf: bool) -> Listed:
         table,
         None if size is None else size.astype(np.float64),
     )
-    if with_ctf and any(column(name) is not None for name in ("ctf/df1_A", "ctf/df2_A")):
+    if any(column(name) is not None for name in ("ctf/df1_A", "ctf/df2_A")):
         ctf: dict[str, np.ndarray | None] = {}
         for name, known in CTF_COLUMNS.items():
             values = column(known.cs)
@@ -258,8 +269,8 @@ def _optics_rows(path: Path, table: StarTable) -> np.ndarray | None:
         raise ValueError(
             f"{path}: {len(groups)} optics groups, and no rlnOpticsGroup says whose is which"
         )
-    known = _numbers(path, "rlnOpticsGroup", groups)
-    wanted = _numbers(path, "rlnOpticsGroup", mine)
+    known = numbers(path, "rlnOpticsGroup", groups)
+    wanted = numbers(path, "rlnOpticsGroup", mine)
     rows, lost = _rows_of(wanted, known)
     if lost.any():
         raise ValueError(
@@ -269,7 +280,12 @@ def _optics_rows(path: Path, table: StarTable) -> np.ndarray | None:
     return rows
 
 
-def _numbers(path: Path, tag: str, values: np.ndarray) -> np.ndarray:
+def numbers(path: Path, tag: str, values: np.ndarray) -> np.ndarray:
+    """The numbers in a column of a star, float64.
+
+    Raises:
+        ValueError: A value is none; the message names the file, the column and the row.
+    """
     try:
         return values.astype(np.float64)
     except ValueError:
@@ -303,12 +319,14 @@ def select_particles(path: Path, listed: Listed) -> np.ndarray:
         keys, asked = mine.tolist(), wanted.tolist()
     else:
         star = path.suffix == ".star"
-        other = _listed_star(path, False) if star else _listed_cs(path, None, False)
-        keys, asked = _keys(listed, whole=True), _keys(other, whole=True)
-        names = [PurePosixPath(text).name for text in listed.paths]
+        other = _listed_star(path, False) if star else _listed_cs(path, None)
+        # Where stacks are named .mrc, the stars of `svae.encode` name links to them.
+        keys, asked = _keys(listed, _target), _keys(other, _target)
         # Another program may have moved the stacks; their names still tell them apart.
-        if len(set(names)) == len(names) and not set(asked) <= set(keys):
-            keys, asked = _keys(listed, whole=False), _keys(other, whole=False)
+        for known_by in (_name, _name_of_target):
+            names = {known_by(text) for text in listed.paths}
+            if len(names) == len(listed.paths) and not set(asked) <= set(keys):
+                keys, asked = _keys(listed, known_by), _keys(other, known_by)
     rows = {key: i for i, key in reversed(list(enumerate(keys)))}
     lost = [key for key in asked if key not in rows]
     if lost:
@@ -320,9 +338,20 @@ def select_particles(path: Path, listed: Listed) -> np.ndarray:
     return np.array([rows[key] for key in dict.fromkeys(asked)], dtype=np.int64)
 
 
-def _keys(listed: Listed, *, whole: bool) -> list[Any]:
-    """What tells particles apart: place and stack, by its whole path or by its name."""
-    paths = [PurePosixPath(text) for text in listed.paths]
-    names = [str(text) if whole else text.name for text in paths]
+def _target(path: str) -> str:
+    return os.readlink(path) if os.path.islink(path) else path
+
+
+def _name(path: str) -> str:
+    return PurePosixPath(path).name
+
+
+def _name_of_target(path: str) -> str:
+    return _name(_target(path))
+
+
+def _keys(listed: Listed, known_by: Callable[[str], str]) -> list[Any]:
+    """What tells particles apart: place and stack, by what is made of its path."""
+    names = [known_by(str(PurePosixPath(text))) for text in listed.paths]
     places, which = listed.place.tolist(), listed.path.tolist()
     return [(place, names[i]) for place, i in zip(places, which, strict=True)]

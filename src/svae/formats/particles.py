@@ -51,11 +51,13 @@ class ParticleSet:
         width: Columns of every image.
         pixel_size: Å per pixel of the file, (N,), float64, where it is known.
         ctf: The parameters of the contrast transfer function, where they are known: each (N,),
-            float64, under a name that says its unit.
+            float64, under a name that says its unit. Not all may be there, nor make sense, where
+            they were read for a table alone (`read_particles`, `bad_ctf`).
         applied: What was done about the CTF, (N,), int64: 0 nothing, 1 phases were flipped, 2
             images were multiplied by it.
         table: What was read, to be written again with every column.
         rows: The row in `table`, or the place in `source`, of each, (N,), int64: its identity.
+        pixel_size_given: Whether the pixel size is what somebody gave, whatever `table` says.
     """
 
     source: Path
@@ -69,6 +71,7 @@ class ParticleSet:
     applied: np.ndarray
     table: StarTable | CsTable | None
     rows: np.ndarray
+    pixel_size_given: bool = False
 
     def __len__(self) -> int:
         return len(self.stack)
@@ -187,7 +190,8 @@ def read_particles(
         pixel_size: Å per pixel, in place of what the files say.
         passthrough: A second `.cs`, whose fields are joined on `uid` where the first lacks them.
         bad_ctf: Where the CTF of a particle is absurd or its columns are not all there:
-            `error`, or `drop` the particles (and say how many). None: no CTF is read.
+            `error`, or `drop` the particles (and say how many). None: nobody uses it; that of a
+            `.cs` is kept as it is, for the star that is made of it.
 
     Raises:
         OSError: A file is missing or cannot be read.
@@ -243,19 +247,20 @@ def _read(
         listed.applied[rows],
         listed.table,
         rows,
+        pixel_size is not None,
     )
     _check_pixel_sizes(particles)
     _warn_of_duplicates(particles)
     if listed.ctf is None:
         return particles
-    if listed.missing:
+    if listed.missing and bad_ctf is not None:
         raise ValueError(
             f"{path}: the CTF of a particle needs {', '.join(listed.missing)}, which "
             f"{'is' if len(listed.missing) == 1 else 'are'} not there; "
             "dataset.ctf=none goes on without a CTF"
         )
     particles.ctf = {name: values[rows] for name, values in listed.ctf.items()}
-    return _with_sane_ctf(particles, bad_ctf)
+    return particles if bad_ctf is None else _with_sane_ctf(particles, bad_ctf)
 
 
 def _absolute(path: str | Path) -> Path:
@@ -322,7 +327,7 @@ def _warn_of_duplicates(particles: ParticleSet) -> None:
         )
 
 
-def _with_sane_ctf(particles: ParticleSet, bad_ctf: str | None) -> ParticleSet:
+def _with_sane_ctf(particles: ParticleSet, bad_ctf: str) -> ParticleSet:
     """The particles, without those whose CTF is absurd where these are to be dropped."""
     assert particles.ctf is not None
     bad = np.zeros(len(particles), bool)

@@ -10,7 +10,7 @@ A star of RELION 3.1 and later has a block `optics` and a block `particles`, joi
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,6 +99,13 @@ class StarTable:
                 raise ValueError(f"{tag}: expected {len(loop)} values, got {len(values)}")
         return self._with(
             number, loop.columns | {tag: _text(values) for tag, values in columns.items()}
+        )
+
+    def without(self, tags: Iterable[str]) -> "StarTable":
+        """The same file without some columns of the particles, where they are there."""
+        gone, own = set(tags), self.loops[self.particles].columns
+        return self._with(
+            self.particles, {tag: values for tag, values in own.items() if tag not in gone}
         )
 
     def _with(self, number: int, columns: dict[str, np.ndarray]) -> "StarTable":

@@ -5,14 +5,37 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from svae.formats.cryosparc import CsTable
-from svae.formats.particle_lists import STAR_CTF
+from svae.formats.particle_lists import STAR_CTF, numbers
 from svae.formats.particles import ParticleSet
 from svae.formats.star import StarTable, new_star
 
-__all__ = ["Found", "check_units", "cs_table", "model_classes", "new_table", "star_table"]
+__all__ = [
+    "PIXEL_SIZES",
+    "PLACEHOLDERS",
+    "Found",
+    "check_units",
+    "cs_table",
+    "in_3d",
+    "model_classes",
+    "new_table",
+    "star_table",
+    "with_given_pixel_size",
+]
 
-#: Of the CTF, what particles of one optics group share in a star of RELION 3.1.
-_PER_GROUP = ("voltage_kV", "cs_mm", "amplitude_contrast")
+#: Of the CTF, what particles of one optics group share in a star of RELION 3.1, which reads none
+#: without it; and what is written where it is not known: usual values that nobody measured.
+PLACEHOLDERS = {"voltage_kV": 300.0, "cs_mm": 2.7, "amplitude_contrast": 0.1}
+
+#: Å per pixel, or µm of the detector, to which that is proportional.
+PIXEL_SIZES = ("rlnImagePixelSize", "rlnPixelSize", "rlnDetectorPixelSize")
+
+#: What a star says of angle and offset, in pixels and in Å: what was found, and its prior.
+_POSE = {"rlnAnglePsi", "rlnAnglePsiPrior"} | {
+    f"rlnOrigin{axis}{prior}{unit}"
+    for axis in "XY"
+    for prior in ("", "Prior")
+    for unit in ("", "Angst")
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +85,8 @@ def check_units(particles: ParticleSet) -> None:
 def star_table(particles: ParticleSet, found: Found) -> StarTable:
     """The particles' star with all its columns and those that were inferred.
 
+    Priors of the poses that these replace are left out. A pixel size that was given is written.
+
     Of particles that no star listed, one with their names, as RELION 3.1 has it, and with their
     CTFs where these are known. Where there is neither a star nor a pixel size, it is one of RELION
     3.0, whose offsets are in pixels.
@@ -71,7 +96,10 @@ def star_table(particles: ParticleSet, found: Found) -> StarTable:
         found: Of these, in their order.
     """
     table = particles.table
-    own = table.select(particles.rows) if isinstance(table, StarTable) else new_table(particles)
+    if isinstance(table, StarTable):
+        own = with_given_pixel_size(table.select(particles.rows), particles)
+    else:
+        own = new_table(particles)
     angstrom = _in_angstrom(own)
     columns: dict[str, np.ndarray] = {}
     if found.psi_deg is not None and found.offset_px is not None:
@@ -82,6 +110,8 @@ def star_table(particles: ParticleSet, found: Found) -> StarTable:
             offset = offset * particles.pixel_size[:, None]
         for column, axis in enumerate("XY"):
             columns[f"rlnOrigin{axis}{'Angst' if angstrom else ''}"] = offset[:, column]
+        # The rest is of the pose that was there before.
+        own = own.without(_POSE - columns.keys())
     if found.classes is not None:
         columns["rlnClassNumber"] = found.classes + 1
     if found.peak is not None:
@@ -104,6 +134,8 @@ def cs_table(particles: ParticleSet, found: Found) -> CsTable:
         columns["alignments2D/shift"] = found.offset_px.astype(np.float32)
         if particles.pixel_size is not None:
             columns["alignments2D/psize_A"] = particles.pixel_size.astype(np.float32)
+    if particles.pixel_size_given and particles.pixel_size is not None:
+        columns["blob/psize_A"] = particles.pixel_size.astype(np.float32)
     if found.classes is not None:
         columns["alignments2D/class"] = found.classes.astype(np.uint32)
     for number in range(found.z.shape[1]):
@@ -137,17 +169,56 @@ def _in_angstrom(table: StarTable) -> bool:
     return table.optics is not None or table.column("rlnOriginXAngst") is not None
 
 
+def in_3d(particles: ParticleSet) -> int:
+    """How many particles a star sees from somewhere: `rlnAngleRot` or `rlnAngleTilt` is not 0.
+
+    Raises:
+        ValueError: One is no number.
+    """
+    seen = np.zeros(len(particles), bool)
+    for tag in ("rlnAngleRot", "rlnAngleTilt"):
+        table = particles.table
+        values = table.column(tag) if isinstance(table, StarTable) else None
+        if values is not None:
+            seen |= numbers(particles.source, tag, values)[particles.rows] != 0
+    return int(seen.sum())
+
+
+def with_given_pixel_size(star: StarTable, particles: ParticleSet) -> StarTable:
+    """A star with the pixel size of its particles, where somebody gave it in place of its own."""
+    if not particles.pixel_size_given or particles.pixel_size is None:
+        return star
+    loop = star.loops[star.particles if star.optics is None else star.optics]
+    given = np.full(len(loop), particles.pixel_size[0])
+    if star.optics is not None:
+        return star.with_columns({"rlnImagePixelSize": given}, optics=True)
+    # Before optics groups, only their quotient counted; RELION itself wrote this magnification.
+    sizes = {tag: given for tag in PIXEL_SIZES if tag in loop.columns}
+    detector = {"rlnDetectorPixelSize": given, "rlnMagnification": np.full(len(loop), 1e4)}
+    return star.with_columns(sizes | detector)
+
+
 def new_table(particles: ParticleSet) -> StarTable:
-    """A star of particles that none listed, their stacks with whole paths."""
+    """A star of particles that none listed, under the paths that their stacks have.
+
+    It holds the CTF where all of it is known. Where voltage, spherical aberration or amplitude
+    contrast are not, they are `PLACEHOLDERS`. Without a pixel size it is a star of RELION 3.0.
+    """
     stacks = np.array([str(path) for path in particles.stacks])[particles.stack]
     names = [f"{i + 1:06d}@{stack}" for i, stack in zip(particles.place, stacks, strict=True)]
     columns: dict[str, np.ndarray | list[str]] = {"rlnImageName": names}
     ctf = particles.ctf or {}
-    columns |= {tag: ctf[n] for n, tag in STAR_CTF.items() if n in ctf and n not in _PER_GROUP}
+    # RELION would take what is missing for 0.
+    if ctf.keys() == STAR_CTF.keys():
+        own = PLACEHOLDERS if particles.pixel_size is not None else {}
+        columns |= {tag: ctf[name] for name, tag in STAR_CTF.items() if name not in own}
     if particles.pixel_size is None:
         return StarTable([replace(new_star(columns, {}).loops[1], block="images", comment="")], 0)
     shared = {"rlnImagePixelSize": particles.pixel_size}
-    shared |= {STAR_CTF[name]: ctf[name] for name in _PER_GROUP if name in ctf}
+    shared |= {
+        STAR_CTF[name]: ctf.get(name, np.full(len(particles), value))
+        for name, value in PLACEHOLDERS.items()
+    }
     values, group = np.unique(np.stack(list(shared.values()), 1), axis=0, return_inverse=True)
     columns["rlnOpticsGroup"] = group.reshape(-1) + 1
     numbers = np.arange(1, len(values) + 1)

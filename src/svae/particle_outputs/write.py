@@ -1,5 +1,6 @@
 """The files and figures that `svae.encode` writes of particles."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,19 @@ from svae.latents import Latents
 from svae.particle_outputs.align import align
 from svae.particle_outputs.averages import Averages, squared_ctf
 from svae.particle_outputs.groups import Groups
-from svae.particle_outputs.tables import Found, check_units, cs_table, model_classes, star_table
+from svae.particle_outputs.relion import linked, tell_relion
+from svae.particle_outputs.tables import (
+    Found,
+    check_units,
+    cs_table,
+    in_3d,
+    model_classes,
+    star_table,
+)
 
 __all__ = ["ParticleOutputs"]
+
+log = logging.getLogger(__name__)
 
 # What a conformation movie passes through: the values of 24 particles in 25.
 _FROM, _TO = 0.02, 0.98
@@ -74,6 +85,13 @@ class ParticleOutputs:
             )
         if self.particles is not None:
             check_units(self.particles)
+            if self._posed and (number := in_3d(self.particles)):
+                log.warning(
+                    "%s: rlnAngleRot or rlnAngleTilt is not 0 for %d of %d particles, as after a "
+                    "3D refinement; they do not belong to the rlnAnglePsi and offsets that are "
+                    "written, so that the star is for 2D work only",
+                    *(self.particles.source, number, len(self.particles)),
+                )
 
     def groups(self, z: Tensor, seed: int) -> Groups | None:
         """The classes of content (N, z_dim), where any are wanted; the seed is k-means's."""
@@ -89,6 +107,8 @@ class ParticleOutputs:
         groups: Groups | None,
     ) -> None:
         """Write tables, averages, movies and figures; nothing of the particles' own is touched.
+
+        Where they are is told in the log.
 
         Arguments:
             folder: Where to; figures go into its folder `figures`.
@@ -119,6 +139,7 @@ class ParticleOutputs:
                 drawn["pose_histogram"] = figures.pose_histogram_figure(*pose, size)
             for name, figure in drawn.items():
                 figure.savefig(folder / "figures" / f"{name}.png")
+            log.info("%d classes: %s", groups.num_classes, folder / "class_averages.mrcs")
 
     def means(self, batches: Iterable[Batch], inferred: Inferred, groups: Groups) -> Tensor:
         """The average of every group (G, N, N), from the same images in the same order."""
@@ -182,6 +203,10 @@ class ParticleOutputs:
     def _size(self) -> int:
         return self.gallery.model.image_shape[-1]
 
+    @property
+    def _posed(self) -> bool:
+        return bool({"theta", "shift"} & self.gallery.model.priors.keys())
+
     def _poses(self, latents: Latents, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         theta, shift = (value.cpu().double().numpy() for value in (latents.theta, latents.shift))
         return to_relion(theta, shift, self._size, self._size, scale)
@@ -194,8 +219,7 @@ class ParticleOutputs:
         self, particles: ParticleSet, inferred: Inferred, std: Latents, groups: Groups | None
     ) -> Found:
         """What the tables say of particles."""
-        priors = self.gallery.model.priors
-        posed, sized = bool({"theta", "shift"} & priors.keys()), "scale" in priors
+        posed, sized = self._posed, "scale" in self.gallery.model.priors
         psi, offset = self._poses(inferred.latents, particles.width / self._size)
         scale = inferred.latents.scale
         return Found(
@@ -227,12 +251,14 @@ class ParticleOutputs:
                 parts[path] = rows
                 with whole_file(path.with_suffix(".npy")) as file:
                     np.save(file, particles.rows[rows], allow_pickle=False)
-        star = star_table(particles, found)
+        named = linked(particles, folder / "stacks")
+        star = star_table(named, found)
         cs = cs_table(particles, found) if isinstance(particles.table, CsTable) else None
         for path, rows in parts.items():
             write_star(path.with_suffix(".star"), star.select(rows))
             if cs is not None:
                 write_cs(path.with_suffix(".cs"), cs.select(rows))
+        tell_relion(folder / "particles.star", particles, named.stacks)
 
     # ---- images
 

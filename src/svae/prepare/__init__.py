@@ -25,6 +25,7 @@ from svae.files import write_atomic
 from svae.formats.cryosparc import CsTable, write_cs
 from svae.formats.particles import ParticleReader, ParticleSet, read_particles
 from svae.formats.star import StarTable, write_star
+from svae.particle_outputs.relion import tell_relion
 from svae.prepare.stack import MODES, GrowingStack
 from svae.prepare.tables import prepared_table
 from svae.signals import Signals
@@ -78,7 +79,6 @@ class Work:
         folder: Where everything is written.
         particles: What is prepared.
         preparation: How, with nothing left open.
-        pixel_size: Å per pixel of the files, where it was given.
         dtype: The type of the new pixels.
         record: What `prepare.json` says.
     """
@@ -86,7 +86,6 @@ class Work:
     folder: Path
     particles: ParticleSet
     preparation: Preparation
-    pixel_size: float | None
     dtype: str
     record: dict[str, Any]
 
@@ -106,15 +105,13 @@ class Work:
             if name not in ("path", "datadir", "select", "passthrough")  # told by `identity`
         }
         files = {name: given.pop(name) for name in ("path", "datadir", "select", "passthrough")}
-        pixel_size = given.pop("pixel_size")
+        files["pixel_size"] = given.pop("pixel_size")
         with within("dataset"):
             preparation = Preparation(**given)
         # Nothing here depends on the CTF.
-        particles = read_particles(**files, pixel_size=pixel_size, bad_ctf=None)
+        particles = read_particles(**files, bad_ctf=None)
         source = {"source": str(particles.source), "identity": identity(particles)}
-        work = cls(
-            folder, particles, preparation, pixel_size, dtype, source | {"settings": settings}
-        )
+        work = cls(folder, particles, preparation, dtype, source | {"settings": settings})
         work.check()
         work.claim()
         return work
@@ -273,14 +270,13 @@ class Work:
         stack.forget()
         height, width = self.size
         log.info("%d images of %d x %d pixels: %s", len(kept), width, height, path)
+        if self.particles.table is None:
+            tell_relion(path, self.particles, [self.folder / STACK])
 
     def _table(self, kept: np.ndarray) -> StarTable | CsTable:
         inverted = self.preparation.invert is True
         name = self.folder / STACK  # relative where the user's is, as RELION's projects have it
-        try:
-            return prepared_table(self.particles, name, kept, self.size, inverted, self.pixel_size)
-        except ValueError as error:
-            raise ValueError(f"{self.particles.source}: {one_line(error)}") from error
+        return prepared_table(self.particles, name, kept, self.size, inverted)
 
 
 def as_type(

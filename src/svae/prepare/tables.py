@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from svae.formats.cryosparc import CsTable
+from svae.formats.particle_lists import numbers
 from svae.formats.particles import ParticleSet
 from svae.formats.star import StarTable
-from svae.particle_outputs.tables import new_table
+from svae.particle_outputs.tables import PIXEL_SIZES, new_table, with_given_pixel_size
 
 __all__ = ["prepared_table"]
-
-#: In Å per pixel, or in µm of the detector, to which that is proportional.
-_PIXEL_SIZES = ("rlnImagePixelSize", "rlnPixelSize", "rlnDetectorPixelSize")
 
 #: Offsets in pixels, of RELION 3.0 and before; those in Å stay as they are.
 _IN_PIXELS = ("rlnOriginX", "rlnOriginY", "rlnOriginXPrior", "rlnOriginYPrior")
@@ -28,11 +26,10 @@ def prepared_table(
     kept: np.ndarray,
     size: tuple[int, int],
     inverted: bool,
-    pixel_size: float | None,
 ) -> StarTable | CsTable:
     """The particles' own table, every column kept, of the images of a new stack.
 
-    Particles without a table get a star with their names and pixel size.
+    Particles without a table get a star with their names and pixel size (`new_table`).
 
     Arguments:
         particles: What was prepared, in the order of the stack.
@@ -40,20 +37,18 @@ def prepared_table(
         kept: The places in it that are to be listed.
         size: Height and width of its images.
         inverted: Whether bright and dark were exchanged.
-        pixel_size: Å per pixel before, where it was given in place of what the table says.
 
     Raises:
-        ValueError: A column does not hold numbers.
+        ValueError: A column does not hold numbers; the message names the file and the row.
     """
     ratio = particles.width / size[1]
     chosen = particles.select(kept)
     if chosen.pixel_size is not None:
         chosen.pixel_size = chosen.pixel_size * ratio
-    given = None if pixel_size is None else pixel_size * ratio
     if isinstance(chosen.table, StarTable):
         names = [f"{place + 1:06d}@{stack.as_posix()}" for place in kept.tolist()]
         star = chosen.table.select(chosen.rows).with_columns({"rlnImageName": names})
-        return _star(star, size[1], ratio, given)
+        return with_given_pixel_size(_star(star, particles.source, size[1], ratio), chosen)
     if isinstance(chosen.table, CsTable):
         return _cs(chosen, chosen.table.select(chosen.rows), stack, kept, size, ratio, inverted)
     new = replace(chosen, stacks=[stack], stack=np.zeros_like(kept), place=kept)
@@ -61,27 +56,19 @@ def prepared_table(
     return new_table(new)
 
 
-def _star(star: StarTable, side: int, ratio: float, given: float | None) -> StarTable:
+def _star(star: StarTable, source: Path, side: int, ratio: float) -> StarTable:
     for optics in (True, False):
         columns: dict[str, np.ndarray] = {}
         # Words stay as they were written where nothing was cropped.
-        factors = dict.fromkeys(_PIXEL_SIZES, ratio) | dict.fromkeys(_IN_PIXELS, 1 / ratio)
+        factors = dict.fromkeys(PIXEL_SIZES, ratio) | dict.fromkeys(_IN_PIXELS, 1 / ratio)
         for tag, factor in factors.items() if ratio != 1 else ():
             if (values := star.column(tag, optics=optics)) is not None:
-                columns[tag] = _numbers(tag, values) * factor
+                columns[tag] = numbers(source, tag, values) * factor
         if (values := star.column("rlnImageSize", optics=optics)) is not None:
             columns["rlnImageSize"] = np.full(len(values), side)
         if columns:
             star = star.with_columns(columns, optics=optics)
-    if given is None:
-        return star
-    loop = star.loops[star.particles if star.optics is None else star.optics]
-    if star.optics is not None:
-        return star.with_columns({"rlnImagePixelSize": np.full(len(loop), given)}, optics=True)
-    # Before optics groups, only their quotient counted; RELION itself wrote this magnification.
-    sizes = {tag: np.full(len(loop), given) for tag in _PIXEL_SIZES if tag in loop.columns}
-    sizes["rlnDetectorPixelSize"] = np.full(len(loop), given)
-    return star.with_columns(sizes | {"rlnMagnification": np.full(len(loop), 1e4)})
+    return star
 
 
 def _cs(
@@ -107,10 +94,3 @@ def _cs(
         if shift is not None and table.column(f"{group}/psize_A") is None:
             columns[f"{group}/shift"] = shift / ratio
     return table.with_columns(columns)
-
-
-def _numbers(tag: str, values: np.ndarray) -> np.ndarray:
-    try:
-        return values.astype(np.float64)
-    except ValueError as error:
-        raise ValueError(f"{tag}: expected numbers ({error})") from None
