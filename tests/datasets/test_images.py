@@ -122,7 +122,10 @@ def test_channels_may_come_first_and_an_npz_may_be_compressed(tmp_path):
     assert torch.equal(raw(grey), channels_first(U8))
 
 
-@pytest.mark.parametrize("options", [{}, {"imagej": True}, {"imagej": True, "truncate": True}])
+SLICES = {"imagej": True, "metadata": {"axes": "ZYX"}}
+
+
+@pytest.mark.parametrize("options", [{}, SLICES, SLICES | {"truncate": True}])
 def test_each_page_of_a_stack_is_an_image(tmp_path, options):
     stack = tmp_path / "stack.tif"
     tifffile.imwrite(stack, U16, photometric="minisblack", **options)
@@ -134,6 +137,67 @@ def test_each_page_of_a_stack_is_an_image(tmp_path, options):
     data = Images(str(tmp_path), normalize="none")
     assert torch.equal(pixels(data)[1:], channels_first(U16))
     assert data.file_names[:2] == ["alone.tif", "stack.tif[0]"]
+
+
+def several_channels(axes, **options):
+    """How a TIFF of these axes is written."""
+    return {"photometric": "minisblack", "metadata": {"axes": axes}} | options
+
+
+#: Of each kind the axes in the order that they are written in: two channels, three slices.
+CHANNELS = {
+    "imagej": several_channels("CYX", imagej=True),
+    "imagej slices": several_channels("ZCYX", imagej=True),
+    "imagej in one page": several_channels("ZCYX", imagej=True, truncate=True),
+    "ome": several_channels("CYX", ome=True),
+    "ome slices": several_channels("CZYX", ome=True, compression="lzw"),
+    "ome time": several_channels("TCYX", ome=True),
+    "tifffile": several_channels("CYX"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANNELS)
+def test_one_channel_of_several_is_read(tmp_path, kind):
+    axes = CHANNELS[kind]["metadata"]["axes"]
+    shape = [2 if axis == "C" else 3 for axis in axes[:-2]]
+    cells = random.integers(0, 2**16, (4, *shape, 8, 10), dtype=np.uint16)
+    for i, cell in enumerate(cells):
+        tifffile.imwrite(tmp_path / f"cell{i}.tif", cell, **CHANNELS[kind])
+    message = r"dataset\.channel: cell0\.tif has 2 channels; expected 0 to 1, or all .*, got "
+    for wrong, got in ((None, "null"), (2, "2")):
+        with pytest.raises(ValueError, match=f"{message}{got}$"):
+            Images(str(tmp_path), channel=wrong).setup()
+    for channel in (0, 1):
+        data = Images(str(tmp_path), channel=channel, normalize="none")
+        one = cells.take(channel, 1 + axes.index("C"))
+        assert torch.equal(pixels(data), channels_first(one.reshape(-1, 8, 10)))
+        assert data.file_names[0] == ("cell0.tif" if axes == "CYX" else "cell0.tif[0]")
+    assert torch.equal(raw(tmp_path, channel="all"), channels_first(cells.reshape(-1, 8, 10)))
+
+
+def test_one_channel_of_what_has_them_in_one_page(tmp_path):
+    pair = RGB[..., :2]
+    for i in range(3):
+        save(tmp_path / f"rgb/{i}.png", RGB[i])
+        path = tmp_path / f"pair/{i}.tif"
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, pair[i], photometric="minisblack", planarconfig="contig")
+    array = array_of(tmp_path / "a.npy", RGB)
+    for channel in (0, 1):
+        expected = channels_first(RGB[..., channel])
+        assert torch.equal(raw(tmp_path / "rgb", channel=channel), expected[:3])
+        assert torch.equal(raw(tmp_path / "pair", channel=channel), expected[:3])
+        assert torch.equal(raw(array, channel=channel), expected)
+    assert torch.equal(raw(array, channel="all"), channels_first(RGB))
+    grey = folder_of(tmp_path / "grey", U8)
+    assert torch.equal(raw(grey, channel=0), channels_first(U8))
+    message = r"dataset\.channel: 0\.png has 1 channel; expected a number below 1, or null, got 1"
+    with pytest.raises(ValueError, match=message):
+        Images(grey, channel=1, skip_unusable=True).setup()
+
+
+def test_a_channel_is_among_what_other_images_are_read_with():
+    assert "channel" in Images.reading
 
 
 def test_thumbnails_in_a_tiff_do_not_count(tmp_path):
@@ -286,6 +350,56 @@ def test_splits_depend_on_the_images_and_the_seed_alone(tmp_path):
     assert sorted(row for rows in one.values() for row in rows) == list(range(40))
     assert one == splits(val_fraction=0.2, resize=4, normalize="standard")
     assert one != splits(val_fraction=0.2, seed=2)
+
+
+def splits_by_file(tmp_path, pages, caplog, **options):
+    """The images of a folder of stacks with so many pages, and the files in each split."""
+    for i, count in enumerate(pages):
+        stack = random.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        tifffile.imwrite(tmp_path / f"{i}.tif", stack, photometric="minisblack")
+    data = Images(str(tmp_path), **options)
+    with caplog.at_level(logging.INFO, "svae.datasets.images"):
+        data.setup()
+    index = torch.cat([split["index"] for split in data.splits.values()])
+    assert index.sort().values.tolist() == list(range(sum(pages)))
+    known = data.everything().tensors["split"]
+    for number, split in enumerate(data.splits.values()):
+        assert (known[split["index"]] == number).all()
+    files = {
+        name: {data.file_names[i].partition("[")[0] for i in split["index"].tolist()}
+        for name, split in data.splits.items()
+    }
+    return data, files
+
+
+def test_the_pages_of_a_file_are_in_one_split(tmp_path, caplog):
+    data, files = splits_by_file(tmp_path, [5] * 18 + [30, 1], caplog, in_memory=False)
+    assert not caplog.messages
+    assert not files["train"] & (files["val"] | files["test"])
+    assert not files["val"] & files["test"]
+    assert "18.tif" in files["train"]  # it is more than is held back
+    for name in ("val", "test"):
+        assert 5 <= len(data.splits[name]["index"]) <= 12
+    # Another seed, other files.
+    other = Images(str(tmp_path), seed=2)
+    other.setup()
+    assert not torch.equal(other.splits["val"]["index"], data.splits["val"]["index"])
+
+
+@pytest.mark.parametrize(
+    ("pages", "message"), [([20], "the pages of 0.tif are"), ([20] * 3, "0.tif and 2 more are")]
+)
+def test_of_few_large_stacks_it_is_told_that_pages_are_in_all_splits(
+    tmp_path, caplog, pages, message
+):
+    data, _ = splits_by_file(tmp_path, pages, caplog)
+    assert [len(split["index"]) for split in data.splits.values()] == [
+        sum(pages) * 8 // 10,
+        sum(pages) // 10,
+        sum(pages) // 10,
+    ]
+    assert message in caplog.text
+    assert len(caplog.messages) == 1
 
 
 # ---- crop, resize, colour
@@ -893,6 +1007,8 @@ def test_labels_that_are_no_text(tmp_path):
     ("options", "message"),
     [
         ({"path": None}, "write dataset.path=FOLDER"),
+        ({"channel": -1}, "channel: expected a whole number of at least 0, got -1"),
+        ({"channel": "green"}, "channel: expected a number from 0, all or null, got 'green'"),
         ({"crop": 1}, "crop: expected a whole number of at least 2"),
         ({"resize": 0}, "resize: expected a whole number of at least 2"),
         ({"fit": "stretch"}, "fit: expected one of crop, pad, got 'stretch'"),
