@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -15,6 +16,7 @@ from svae.datasets import Images
 from svae.datasets.base import SPLITS, InMemory
 from svae.datasets.picture_files import PictureFiles
 from svae.distributed import Place
+from svae.run import images_to_encode
 
 random = np.random.default_rng(0)
 U8 = random.integers(0, 256, (6, 8, 10), dtype=np.uint8)
@@ -196,8 +198,17 @@ def test_one_channel_of_what_has_them_in_one_page(tmp_path):
         Images(grey, channel=1, skip_unusable=True).setup()
 
 
-def test_a_channel_is_among_what_other_images_are_read_with():
-    assert "channel" in Images.reading
+def test_other_pictures_are_encoded_by_the_channel_that_was_trained_on(tmp_path):
+    (tmp_path / "new").mkdir()
+    for i in range(3):
+        tifffile.imwrite(tmp_path / f"new/{i}.tif", U8[:2], **CHANNELS["imagej"])
+    node = {"_target_": "svae.datasets.Images", "path": str(tmp_path / "new")}
+    run = {"dataset": node | {"channel": 1}, "model": {"image_shape": [1, 8, 10]}}
+    OmegaConf.save(OmegaConf.create(run), tmp_path / "config.yaml")
+    other = {"run": str(tmp_path), "dataset": node | {"channel": None}}
+    _, images = images_to_encode(OmegaConf.create(other), given=set())
+    expected = channels_first(U8[[1] * 3]) / 255
+    assert torch.equal(images[torch.arange(3)]["image"], expected)
 
 
 def test_thumbnails_in_a_tiff_do_not_count(tmp_path):
@@ -980,6 +991,10 @@ def test_the_array_of_an_npz(tmp_path):
         ("l.csv", "0.png,a\n2.png,b", r"no label for 1\.png and 3 other images"),
         ("l.csv", "0.png,a,b\n", "got lines of 3 columns"),
         ("l.csv", "", "got lines of no columns"),
+        ("l.csv", "0.png,a\n1.png,\n", r"l.csv, line 2: the label of 1\.png is empty"),
+        ("l.csv", "\n0.png,a\n\n1.png, \n", r"l.csv, line 4: the label of 1\.png is empty"),
+        ("l.csv", "label\na\n\nb\nc\nd\ne\n", r"l.csv, line 3: the label is empty"),
+        ("l.csv", "0.png,a\n1.png,b\n0.png,b", r"l.csv, line 3: 0\.png is b, and a before"),
         ("l.npy", np.arange(5), "l.npy has 5 labels for 6 images"),
         ("l.npy", np.zeros((6, 2), int), r"words of shape \(N,\), got int64 of shape \(6, 2\)"),
         ("l.npy", np.zeros(6), r"got float64 of shape \(6,\)"),
@@ -994,6 +1009,40 @@ def test_labels_that_do_not_fit(tmp_path, name, content, message):
         np.save(path, content)
     with pytest.raises((ValueError, FileNotFoundError), match=f"dataset.labels: .*{message}"):
         Images(folder_of(tmp_path / "pictures", U8), labels=str(path)).setup()
+
+
+def test_a_file_may_be_named_twice_with_one_label_and_others_with_none(tmp_path):
+    lines = [f"{i}.png,{'ab'[i % 2]}" for i in range(6)]
+    (tmp_path / "l.csv").write_text("\n".join([*lines, lines[0], "other.png,", "", ",", ""]))
+    data = Images(folder_of(tmp_path / "pictures", U8), labels=str(tmp_path / "l.csv"))
+    assert data.everything().tensors["label"].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("names", [["img1", "img2", "img10"], ["b/0", "a/0", "A/1"]])
+def test_labels_without_names_of_files_in_no_plain_order(tmp_path, names):
+    for i, name in enumerate(names):
+        save(tmp_path / f"pictures/{name}.png", U8[i])
+    (tmp_path / "one.csv").write_text("a\nb\nc\n")
+    np.save(tmp_path / "l.npy", np.arange(3))
+    first, plain = ("img2", "img10") if "img2" in names else ("a/0", "A/1")
+    for name in ("one.csv", "l.npy"):
+        message = (
+            f"dataset.labels: .*{name} does not say which picture each label is of, and "
+            rf"{first}.png .* {plain}.png .*; expected a .csv with two columns, name and label$"
+        )
+        with pytest.raises(ValueError, match=message):
+            Images(str(tmp_path / "pictures"), labels=str(tmp_path / name)).setup()
+    (tmp_path / "two.csv").write_text("".join(f"{name}.png,{name}\n" for name in names))
+    data = Images(str(tmp_path / "pictures"), labels=str(tmp_path / "two.csv"))
+    numbers = data.everything().tensors["label"]
+    assert [f"{data.label_names[i]}.png" for i in numbers] == data.file_names
+
+
+def test_labels_of_the_pages_of_one_stack_need_no_names(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.concatenate([U8] * 2), photometric="minisblack")
+    np.save(tmp_path / "l.npy", np.arange(12))
+    data = Images(str(tmp_path / "a.tif"), labels=str(tmp_path / "l.npy"))
+    assert data.everything().tensors["label"].tolist() == list(range(12))
 
 
 def test_labels_that_are_no_text(tmp_path):
