@@ -101,6 +101,8 @@ class Images(ImageDataModule):
             ImageJ or OME tell; there, `all` makes each an image.
         labels: `auto` (from sub-folders' names, or `labels`, `label` or `y` in the `.npz`),
             `none`, or a `.csv` (file name and label, or label alone), `.npy` or `.npz` file.
+            Labels alone are in the order of the images, and are refused where that of files
+            differs from the plain one (`img10` before `img2`).
         crop: The side in pixels of the central square that is cut out of each image first.
         resize: The side in pixels of the squares that are made of them.
         fit: How what is no square becomes one when it is resized: `crop` cuts the longer side,
