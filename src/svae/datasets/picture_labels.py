@@ -54,19 +54,12 @@ def label_file(path: Path, source: Source) -> np.ndarray:
         raise FileNotFoundError(f"dataset.labels: {path} does not exist")
     kind = path.suffix.lower()
     if kind == ".csv":
-        labels = _csv_labels(path, source)
-    elif kind in (".npy", ".npz"):
-        labels = _array_labels(path)
-        _check_order(path, source)
-    else:
-        raise ValueError(
-            f"dataset.labels: expected auto, none, or a .csv, .npy or .npz file, got {path}"
-        )
-    if len(labels) != len(source):
-        raise ValueError(
-            f"dataset.labels: {path} has {len(labels)} labels for {len(source)} images"
-        )
-    return labels
+        return _csv_labels(path, source)
+    if kind in (".npy", ".npz"):
+        return _without_names(_array_labels(path), path, source)
+    raise ValueError(
+        f"dataset.labels: expected auto, none, or a .csv, .npy or .npz file, got {path}"
+    )
 
 
 def _array_labels(path: Path) -> np.ndarray:
@@ -100,9 +93,9 @@ def _csv_labels(path: Path, source: Source) -> np.ndarray:
     if columns == {1}:
         if empty := [number for number, row in lines if not any(row)]:
             raise ValueError(f"dataset.labels: {path}, line {empty[0]}: the label is empty")
-        _check_order(path, source)
         values = [row[0] for _, row in lines]
-        return _typed(values[1:] if len(values) == len(source) + 1 else values)
+        labels = _typed(values[1:] if len(values) == len(source) + 1 else values)
+        return _without_names(labels, path, source)
     if columns != {2}:
         raise ValueError(
             f"dataset.labels: {path}: expected one column (label) or two (file name, label), got "
@@ -128,11 +121,15 @@ def _csv_labels(path: Path, source: Source) -> np.ndarray:
     return _typed([known[name] for name in names])
 
 
-def _check_order(path: Path, source: Source) -> None:
-    """Refuse labels without names, where pictures may have been in another order for them.
+def _without_names(labels: np.ndarray, path: Path, source: Source) -> np.ndarray:
+    """The labels, if there is one for each image and no doubt which image it is of.
 
     Whoever lists a folder by a program has `img10` before `img2`, and here it is after it.
     """
+    if len(labels) != len(source):
+        raise ValueError(
+            f"dataset.labels: {path} has {len(labels)} labels for {len(source)} images"
+        )
     files = list(dict.fromkeys(source.files or ()))
     for ours, plain in zip(files, sorted(files), strict=True):
         if ours != plain:
@@ -141,6 +138,7 @@ def _check_order(path: Path, source: Source) -> None:
                 f"comes before {plain} here but not in plain order; expected a .csv with two "
                 "columns, name and label"
             )
+    return labels
 
 
 def _typed(words: list[str]) -> np.ndarray:
