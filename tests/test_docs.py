@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ import torch
 import yaml
 from PIL import Image
 from tests.helpers import write_mnist, write_particles
+
+from svae.datasets import Images
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -197,6 +200,19 @@ def folder(tmp_path, monkeypatch):
         picture = pixels(200 + i, 220, 3, kind=np.uint16)
         tifffile.imwrite(tmp_path / f"micrographs/m{i}.tif", picture, photometric="rgb")
     tifffile.imwrite(tmp_path / "stack.tif", pixels(12, 32, 32, kind=np.uint16))
+    (tmp_path / "fluorescence").mkdir()
+    for i in range(12):
+        cell = pixels(2, 32, 32, kind=np.uint16)
+        path = tmp_path / f"fluorescence/cell{i}.tif"
+        tifffile.imwrite(path, cell, imagej=True, metadata={"axes": "CYX"})
+    (tmp_path / "cutouts").mkdir()
+    for i in range(3):
+        with (tmp_path / f"cutouts/{i}.fits").open("wb") as file:
+            np.save(file, random.normal(size=(32, 32)).astype(">f4"))
+    # astropy is no dependency: this reads the files above.
+    reader = SimpleNamespace(getdata=np.load)
+    for name in ("astropy", "astropy.io"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(fits=reader))
     write_mnist(tmp_path / "data")
     write_particles(tmp_path)
     (tmp_path / "mylab.py").write_text(OWN_DATA)
@@ -268,6 +284,17 @@ def test_every_command_line_and_snippet_runs(page, folder, monkeypatch):
                     assert f"\n{target}:" in (ROOT / "Makefile").read_text(), line
                 elif reason_not_to_run(line) is None:
                     reader.run(line)
+
+
+def test_the_bottom_of_a_fits_image_is_the_bottom_of_the_picture(folder):
+    snippets = [block.text for block in blocks(ROOT / "docs/galaxies.md") if "fits" in block.text]
+    exec(compile(snippets[0], "snippet", "exec"), {})
+    data = Images("cutouts.npy", normalize="none").everything()
+    images = data[torch.arange(3)]["image"]
+    for i, image in enumerate(images):
+        # What it does to the values keeps their order.
+        fits = np.load(folder / f"cutouts/{i}.fits")
+        assert image[0].flatten().argsort().tolist() == fits[::-1].ravel().argsort().tolist()
 
 
 def test_whatever_is_not_run_is_on_a_page():

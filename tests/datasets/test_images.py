@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
@@ -15,6 +16,7 @@ from svae.datasets import Images
 from svae.datasets.base import SPLITS, InMemory
 from svae.datasets.picture_files import PictureFiles
 from svae.distributed import Place
+from svae.run import images_to_encode
 
 random = np.random.default_rng(0)
 U8 = random.integers(0, 256, (6, 8, 10), dtype=np.uint8)
@@ -122,7 +124,10 @@ def test_channels_may_come_first_and_an_npz_may_be_compressed(tmp_path):
     assert torch.equal(raw(grey), channels_first(U8))
 
 
-@pytest.mark.parametrize("options", [{}, {"imagej": True}, {"imagej": True, "truncate": True}])
+SLICES = {"imagej": True, "metadata": {"axes": "ZYX"}}
+
+
+@pytest.mark.parametrize("options", [{}, SLICES, SLICES | {"truncate": True}])
 def test_each_page_of_a_stack_is_an_image(tmp_path, options):
     stack = tmp_path / "stack.tif"
     tifffile.imwrite(stack, U16, photometric="minisblack", **options)
@@ -134,6 +139,76 @@ def test_each_page_of_a_stack_is_an_image(tmp_path, options):
     data = Images(str(tmp_path), normalize="none")
     assert torch.equal(pixels(data)[1:], channels_first(U16))
     assert data.file_names[:2] == ["alone.tif", "stack.tif[0]"]
+
+
+def several_channels(axes, **options):
+    """How a TIFF of these axes is written."""
+    return {"photometric": "minisblack", "metadata": {"axes": axes}} | options
+
+
+#: Of each kind the axes in the order that they are written in: two channels, three slices.
+CHANNELS = {
+    "imagej": several_channels("CYX", imagej=True),
+    "imagej slices": several_channels("ZCYX", imagej=True),
+    "imagej in one page": several_channels("ZCYX", imagej=True, truncate=True),
+    "ome": several_channels("CYX", ome=True),
+    "ome slices": several_channels("CZYX", ome=True, compression="lzw"),
+    "ome time": several_channels("TCYX", ome=True),
+    "tifffile": several_channels("CYX"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANNELS)
+def test_one_channel_of_several_is_read(tmp_path, kind):
+    axes = CHANNELS[kind]["metadata"]["axes"]
+    shape = [2 if axis == "C" else 3 for axis in axes[:-2]]
+    cells = random.integers(0, 2**16, (4, *shape, 8, 10), dtype=np.uint16)
+    for i, cell in enumerate(cells):
+        tifffile.imwrite(tmp_path / f"cell{i}.tif", cell, **CHANNELS[kind])
+    message = r"dataset\.channel: cell0\.tif has 2 channels; expected 0 to 1, or all .*, got "
+    for wrong, got in ((None, "null"), (2, "2")):
+        with pytest.raises(ValueError, match=f"{message}{got}$"):
+            Images(str(tmp_path), channel=wrong).setup()
+    for channel in (0, 1):
+        data = Images(str(tmp_path), channel=channel, normalize="none")
+        one = cells.take(channel, 1 + axes.index("C"))
+        assert torch.equal(pixels(data), channels_first(one.reshape(-1, 8, 10)))
+        assert data.file_names[0] == ("cell0.tif" if axes == "CYX" else "cell0.tif[0]")
+    assert torch.equal(raw(tmp_path, channel="all"), channels_first(cells.reshape(-1, 8, 10)))
+
+
+def test_one_channel_of_what_has_them_in_one_page(tmp_path):
+    pair = RGB[..., :2]
+    for i in range(3):
+        save(tmp_path / f"rgb/{i}.png", RGB[i])
+        path = tmp_path / f"pair/{i}.tif"
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, pair[i], photometric="minisblack", planarconfig="contig")
+    array = array_of(tmp_path / "a.npy", RGB)
+    for channel in (0, 1):
+        expected = channels_first(RGB[..., channel])
+        assert torch.equal(raw(tmp_path / "rgb", channel=channel), expected[:3])
+        assert torch.equal(raw(tmp_path / "pair", channel=channel), expected[:3])
+        assert torch.equal(raw(array, channel=channel), expected)
+    assert torch.equal(raw(array, channel="all"), channels_first(RGB))
+    grey = folder_of(tmp_path / "grey", U8)
+    assert torch.equal(raw(grey, channel=0), channels_first(U8))
+    message = r"dataset\.channel: 0\.png has 1 channel; expected a number below 1, or null, got 1"
+    with pytest.raises(ValueError, match=message):
+        Images(grey, channel=1, skip_unusable=True).setup()
+
+
+def test_other_pictures_are_encoded_by_the_channel_that_was_trained_on(tmp_path):
+    (tmp_path / "new").mkdir()
+    for i in range(3):
+        tifffile.imwrite(tmp_path / f"new/{i}.tif", U8[:2], **CHANNELS["imagej"])
+    node = {"_target_": "svae.datasets.Images", "path": str(tmp_path / "new")}
+    run = {"dataset": node | {"channel": 1}, "model": {"image_shape": [1, 8, 10]}}
+    OmegaConf.save(OmegaConf.create(run), tmp_path / "config.yaml")
+    other = {"run": str(tmp_path), "dataset": node | {"channel": None}}
+    _, images = images_to_encode(OmegaConf.create(other), given=set())
+    expected = channels_first(U8[[1] * 3]) / 255
+    assert torch.equal(images[torch.arange(3)]["image"], expected)
 
 
 def test_thumbnails_in_a_tiff_do_not_count(tmp_path):
@@ -286,6 +361,56 @@ def test_splits_depend_on_the_images_and_the_seed_alone(tmp_path):
     assert sorted(row for rows in one.values() for row in rows) == list(range(40))
     assert one == splits(val_fraction=0.2, resize=4, normalize="standard")
     assert one != splits(val_fraction=0.2, seed=2)
+
+
+def splits_by_file(tmp_path, pages, caplog, **options):
+    """The images of a folder of stacks with so many pages, and the files in each split."""
+    for i, count in enumerate(pages):
+        stack = random.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        tifffile.imwrite(tmp_path / f"{i}.tif", stack, photometric="minisblack")
+    data = Images(str(tmp_path), **options)
+    with caplog.at_level(logging.INFO, "svae.datasets.images"):
+        data.setup()
+    index = torch.cat([split["index"] for split in data.splits.values()])
+    assert index.sort().values.tolist() == list(range(sum(pages)))
+    known = data.everything().tensors["split"]
+    for number, split in enumerate(data.splits.values()):
+        assert (known[split["index"]] == number).all()
+    files = {
+        name: {data.file_names[i].partition("[")[0] for i in split["index"].tolist()}
+        for name, split in data.splits.items()
+    }
+    return data, files
+
+
+def test_the_pages_of_a_file_are_in_one_split(tmp_path, caplog):
+    data, files = splits_by_file(tmp_path, [5] * 18 + [30, 1], caplog, in_memory=False)
+    assert not caplog.messages
+    assert not files["train"] & (files["val"] | files["test"])
+    assert not files["val"] & files["test"]
+    assert "18.tif" in files["train"]  # it is more than is held back
+    for name in ("val", "test"):
+        assert 5 <= len(data.splits[name]["index"]) <= 12
+    # Another seed, other files.
+    other = Images(str(tmp_path), seed=2)
+    other.setup()
+    assert not torch.equal(other.splits["val"]["index"], data.splits["val"]["index"])
+
+
+@pytest.mark.parametrize(
+    ("pages", "message"), [([20], "the pages of 0.tif are"), ([20] * 3, "0.tif and 2 more are")]
+)
+def test_of_few_large_stacks_it_is_told_that_pages_are_in_all_splits(
+    tmp_path, caplog, pages, message
+):
+    data, _ = splits_by_file(tmp_path, pages, caplog)
+    assert [len(split["index"]) for split in data.splits.values()] == [
+        sum(pages) * 8 // 10,
+        sum(pages) // 10,
+        sum(pages) // 10,
+    ]
+    assert message in caplog.text
+    assert len(caplog.messages) == 1
 
 
 # ---- crop, resize, colour
@@ -866,6 +991,10 @@ def test_the_array_of_an_npz(tmp_path):
         ("l.csv", "0.png,a\n2.png,b", r"no label for 1\.png and 3 other images"),
         ("l.csv", "0.png,a,b\n", "got lines of 3 columns"),
         ("l.csv", "", "got lines of no columns"),
+        ("l.csv", "0.png,a\n1.png,\n", r"l.csv, line 2: the label of 1\.png is empty"),
+        ("l.csv", "\n0.png,a\n\n1.png, \n", r"l.csv, line 4: the label of 1\.png is empty"),
+        ("l.csv", "label\na\n\nb\nc\nd\ne\n", r"l.csv, line 3: the label is empty"),
+        ("l.csv", "0.png,a\n1.png,b\n0.png,b", r"l.csv, line 3: 0\.png is b, and a before"),
         ("l.npy", np.arange(5), "l.npy has 5 labels for 6 images"),
         ("l.npy", np.zeros((6, 2), int), r"words of shape \(N,\), got int64 of shape \(6, 2\)"),
         ("l.npy", np.zeros(6), r"got float64 of shape \(6,\)"),
@@ -882,6 +1011,40 @@ def test_labels_that_do_not_fit(tmp_path, name, content, message):
         Images(folder_of(tmp_path / "pictures", U8), labels=str(path)).setup()
 
 
+def test_a_file_may_be_named_twice_with_one_label_and_others_with_none(tmp_path):
+    lines = [f"{i}.png,{'ab'[i % 2]}" for i in range(6)]
+    (tmp_path / "l.csv").write_text("\n".join([*lines, lines[0], "other.png,", "", ",", ""]))
+    data = Images(folder_of(tmp_path / "pictures", U8), labels=str(tmp_path / "l.csv"))
+    assert data.everything().tensors["label"].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("names", [["img1", "img2", "img10"], ["b/0", "a/0", "A/1"]])
+def test_labels_without_names_of_files_in_no_plain_order(tmp_path, names):
+    for i, name in enumerate(names):
+        save(tmp_path / f"pictures/{name}.png", U8[i])
+    (tmp_path / "one.csv").write_text("a\nb\nc\n")
+    np.save(tmp_path / "l.npy", np.arange(3))
+    first, plain = ("img2", "img10") if "img2" in names else ("a/0", "A/1")
+    for name in ("one.csv", "l.npy"):
+        message = (
+            f"dataset.labels: .*{name} does not say which picture each label is of, and "
+            rf"{first}.png .* {plain}.png .*; expected a .csv with two columns, name and label$"
+        )
+        with pytest.raises(ValueError, match=message):
+            Images(str(tmp_path / "pictures"), labels=str(tmp_path / name)).setup()
+    (tmp_path / "two.csv").write_text("".join(f"{name}.png,{name}\n" for name in names))
+    data = Images(str(tmp_path / "pictures"), labels=str(tmp_path / "two.csv"))
+    numbers = data.everything().tensors["label"]
+    assert [f"{data.label_names[i]}.png" for i in numbers] == data.file_names
+
+
+def test_labels_of_the_pages_of_one_stack_need_no_names(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.concatenate([U8] * 2), photometric="minisblack")
+    np.save(tmp_path / "l.npy", np.arange(12))
+    data = Images(str(tmp_path / "a.tif"), labels=str(tmp_path / "l.npy"))
+    assert data.everything().tensors["label"].tolist() == list(range(12))
+
+
 def test_labels_that_are_no_text(tmp_path):
     path = tmp_path / "l.csv"
     path.write_bytes("0.png,µ".encode("latin-1"))
@@ -893,6 +1056,8 @@ def test_labels_that_are_no_text(tmp_path):
     ("options", "message"),
     [
         ({"path": None}, "write dataset.path=FOLDER"),
+        ({"channel": -1}, "channel: expected a whole number of at least 0, got -1"),
+        ({"channel": "green"}, "channel: expected a number from 0, all or null, got 'green'"),
         ({"crop": 1}, "crop: expected a whole number of at least 2"),
         ({"resize": 0}, "resize: expected a whole number of at least 2"),
         ({"fit": "stretch"}, "fit: expected one of crop, pad, got 'stretch'"),

@@ -38,7 +38,14 @@ from svae.datasets.picture_pixels import (
     from_pixels,
     from_type,
 )
-from svae.datasets.pictures import Pictures, PicturesOnDisk, in_threads, unusable
+from svae.datasets.pictures import (
+    Pictures,
+    PicturesOnDisk,
+    in_several,
+    in_threads,
+    split_by_file,
+    unusable,
+)
 from svae.distributed import following, place
 from svae.hardware import memory_at_hand
 from svae.noise import Noise
@@ -81,7 +88,8 @@ class Images(ImageDataModule):
     """Pictures from a folder, a multi-page TIFF, an `.npy` or an `.npz`.
 
     In a folder and its sub-folders, PNG, JPEG and TIFF files count, in natural order (`img2`
-    before `img10`); each page of a TIFF is an image. Transparent pixels are laid over black,
+    before `img10`); each page of a TIFF is an image, and those of one file are in one split if
+    they are few enough. Transparent pixels are laid over black,
     palettes expanded, and turned photographs put upright. Arrays are (N, H, W), (N, H, W, C) or
     (N, C, H, W) with one or three channels. `index` is an image's place in this list, usable or
     not.
@@ -89,8 +97,13 @@ class Images(ImageDataModule):
     Arguments:
         path: The folder or file.
         array: The name of the array in an `.npz`; by default the one that looks like images.
+        channel: The one channel that is read, from 0 (of RGB, 0 is red); by default all of RGB.
+            It must be given for a TIFF that has several in pages of their own, as the metadata of
+            ImageJ or OME tell; there, `all` makes each an image.
         labels: `auto` (from sub-folders' names, or `labels`, `label` or `y` in the `.npz`),
             `none`, or a `.csv` (file name and label, or label alone), `.npy` or `.npz` file.
+            Labels alone are in the order of the images, and are refused where that of files
+            differs from the plain one (`img10` before `img2`).
         crop: The side in pixels of the central square that is cut out of each image first.
         resize: The side in pixels of the squares that are made of them.
         fit: How what is no square becomes one when it is resized: `crop` cuts the longer side,
@@ -118,12 +131,16 @@ class Images(ImageDataModule):
         seed: As in `ImageDataModule`; it also decides which image is in which split.
     """
 
-    reading = ("crop", "resize", "fit", "color", "invert", "normalize", "offset", "scale")
+    reading = (
+        *("channel", "crop", "resize", "fit", "color"),
+        *("invert", "normalize", "offset", "scale"),
+    )
 
     def __init__(
         self,
         path: str | None = None,
         array: str | None = None,
+        channel: int | str | None = None,
         labels: str = "auto",
         crop: int | None = None,
         resize: int | None = None,
@@ -148,6 +165,11 @@ class Images(ImageDataModule):
             raise ValueError(f"path: write dataset.path=FOLDER; expected {KINDS}")
         self.path = Path(path).expanduser().absolute()
         self.array = array
+        if isinstance(channel, int):
+            at_least("channel", channel, 0)
+        elif channel not in (None, "all"):
+            raise ValueError(f"channel: expected a number from 0, all or null, got {channel!r}")
+        self.channel = channel
         is_file = labels not in ("auto", "none")
         self.labels = str(Path(labels).expanduser().absolute()) if is_file else labels
         self.shaping = Shaping(
@@ -175,6 +197,7 @@ class Images(ImageDataModule):
         survey, image = (unseen, torch.empty(0)) if unseen else self._look(keep)
         self._survey = survey
         splits = survey.splits or self._split(survey.rows)
+        self._tell_of_shared_files(splits)
         known = {split: {"index": rows} | self._known(rows) for split, rows in splits.items()}
         if keep:
             return {split: {"image": image[splits[split]]} | known[split] for split in splits}
@@ -218,7 +241,7 @@ class Images(ImageDataModule):
 
     def _opened(self) -> Pictures:
         if self._pictures is None:
-            source = _source(self.path, self.array)
+            source = _source(self.path, self.array, self.channel)
             names = map(source.name, range(len(source)))
             self.contents = contents_of(self.path, names, self.contents)
             self.file_names = source.file_names
@@ -263,7 +286,18 @@ class Images(ImageDataModule):
         return {} if self._labels is None else {"label": self._labels[rows]}
 
     def _split(self, rows: Tensor) -> dict[str, Tensor]:
-        return split_index(rows, self.fractions, self.seed, self.path)
+        splits = split_index(rows, self.fractions, self.seed, self.path)
+        files = self._opened().source.files
+        return splits if files is None else split_by_file(splits, files, self.seed)
+
+    def _tell_of_shared_files(self, splits: dict[str, Tensor]) -> None:
+        files = self._opened().source.files
+        if files is not None and (shared := in_several(splits, files)):
+            log.info(
+                "the pages of %s%s are shared out over train, val and test: what is measured in "
+                "test is too good if they show one object, as slices and time points do",
+                *(shared[0], f" and {len(shared) - 1} more" if len(shared) > 1 else ""),
+            )
 
     def _split_if_enough(self, rows: Tensor) -> dict[str, Tensor] | None:
         return self._split(rows) if len(rows) >= len(SPLITS) else None
@@ -372,17 +406,18 @@ def _wanted(
     return Normalization(normalize, float(offset), positive("scale", scale), invert)
 
 
-def _source(path: Path, array: str | None = None) -> Source:
+def _source(path: Path, array: str | None, channel: int | str | None) -> Source:
     """The images at a path.
 
     Arguments:
         path: A folder, or a TIFF, `.npy` or `.npz` file.
-        array: The name of the array in an `.npz`; by default the one that looks like images.
+        array: The name of the array in an `.npz`; None for the one that looks like images.
+        channel: The one that is read of images with several, as in `Images`.
 
     Raises:
         FileNotFoundError: There is no such path.
         PermissionError: It may not be read.
-        ValueError: There is no image in it.
+        ValueError: There is no image in it, or not this channel.
     """
     kind = path.suffix.lower()
     if not path.exists():
@@ -393,10 +428,10 @@ def _source(path: Path, array: str | None = None) -> Source:
             "write dataset.array=null"
         )
     if path.is_dir():
-        return PictureFiles(path, list_pictures(path))
+        return PictureFiles(path, list_pictures(path), channel)
     if kind in TIFF:
-        return PictureFiles(path.parent, [path.name])
+        return PictureFiles(path.parent, [path.name], channel)
     if kind in (".npy", ".npz"):
-        return ArrayFile(path, array)
+        return ArrayFile(path, array, channel if isinstance(channel, int) else None)
     what = "a single picture" if kind in SUFFIXES else f"a file of another kind ({kind or 'none'})"
     raise ValueError(f"dataset.path: {path} is {what}; expected {KINDS}")

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from svae.datasets.picture_files import Source, reason
+from svae.datasets.picture_files import Source, one_channel, reason
 
 __all__ = ["LABEL_NAMES", "ArrayFile", "Header", "headers_of", "load_array"]
 
@@ -42,10 +42,11 @@ class ArrayFile(Source):
     Arguments:
         path: The file.
         array: The name of the array in an `.npz`.
+        channel: The one that is read of images with several, from 0; None for all.
     """
 
-    def __init__(self, path: Path, array: str | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, array: str | None = None, channel: int | None = None) -> None:
+        self.path, self.channel = path, channel
         self.headers = headers_of(path)
         self.array = _image_array(path, self.headers, array)
         header = self.headers[self.array]
@@ -75,7 +76,8 @@ class ArrayFile(Source):
                 self._pixels = load_array(self.path, self.array)
         image = self._pixels[row]
         image = np.moveaxis(image, 0, -1) if self.channels_first else image
-        return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+        image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+        return one_channel(image, self.channel, self.name(row))
 
     def own_labels(self) -> np.ndarray | None:
         for name in LABEL_NAMES:

@@ -7,6 +7,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "Source",
     "Unusable",
     "list_pictures",
+    "one_channel",
     "reason",
 ]
 
@@ -47,6 +49,8 @@ class Source(ABC):
     path: Path
     #: The file of each image, where they are files of their own or pages of one.
     file_names: list[str] | None = None
+    #: The same without the page: the images of one file have one name.
+    files: list[str] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -61,6 +65,7 @@ class Source(ABC):
 
         Raises:
             Unusable: The image cannot be read.
+            ValueError: It has no such channel as is wanted.
         """
 
     @abstractmethod
@@ -95,38 +100,86 @@ def list_pictures(folder: Path) -> list[str]:
     return sorted(found, key=natural)
 
 
+def one_channel(image: np.ndarray, channel: int | None, name: str) -> np.ndarray:
+    """A channel (H, W) of an image (H, W) or (H, W, C), counted from 0; all where it is None.
+
+    Raises:
+        ValueError: There is no such channel.
+    """
+    if channel is None:
+        return image
+    channels = image[..., np.newaxis] if image.ndim == 2 else image
+    count = channels.shape[2]
+    if channel >= count:
+        raise ValueError(
+            f"dataset.channel: {name} has {count} channel{'s' * (count > 1)}; expected a number "
+            f"below {count}, or null, got {channel}"
+        )
+    return channels[..., channel]
+
+
+class Page(NamedTuple):
+    """Where an image is in its file; all is 0 where the file is no TIFF."""
+
+    #: The byte that the page's directory begins at, and the frame that it tells of.
+    offset: int = 0
+    frame: int = 0
+    #: The channel that it holds alone, where the file has each of several in pages of its own.
+    channel: int | None = None
+
+
 class PictureFiles(Source):
     """PNG, JPEG and TIFF files; each page of a TIFF is an image, called `stack.tif[3]` (from 0).
 
     Arguments:
         root: The folder.
         paths: The files' paths relative to it.
+        channel: The one that is read of images with several, from 0; None for all of RGB; `all`
+            if each of a TIFF that has them in pages of their own is an image.
+
+    Raises:
+        ValueError: A TIFF has several channels in pages of their own, and not this one.
     """
 
-    def __init__(self, root: Path, paths: Iterable[str]) -> None:
+    def __init__(self, root: Path, paths: Iterable[str], channel: int | str | None = None) -> None:
         self.path = root
+        self.channel = channel if isinstance(channel, int) else None
         self.file_names: list[str] = []
-        #: File, and in a TIFF the byte that the page's directory begins at and the frame in it.
-        self.places: list[tuple[str, int, int]] = []
+        self.files: list[str] = []
+        self.pages: list[Page] = []
         for path in paths:
             tiff = path.lower().endswith(TIFF)
-            pages = _tiff_pages(root / path) if tiff else [(0, 0)]
+            pages, channels = _tiff_pages(root / path) if tiff else ([Page()], 1)
+            if channels > 1 and channel != "all":
+                if self.channel is None or self.channel >= channels:
+                    raise ValueError(
+                        f"dataset.channel: {path} has {channels} channels; expected 0 to "
+                        f"{channels - 1}, or all if each is to be an image, got "
+                        f"{'null' if channel is None else channel}"
+                    )
+                pages = [page for page in pages if page.channel in (channel, None)]
             self.file_names += (
                 [path] if len(pages) == 1 else [f"{path}[{i}]" for i in range(len(pages))]
             )
-            self.places += [(path, offset, frame) for offset, frame in pages]
+            self.files += [path] * len(pages)
+            self.pages += pages
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.pages)
 
     def name(self, row: int) -> str:
         return self.file_names[row]
 
     def read(self, row: int) -> np.ndarray:
-        path, offset, frame = self.places[row]
+        page = self.pages[row]
+        channel = self.channel if page.channel is None else None
+        image = self._read(self.files[row], page, any_channels=channel is not None)
+        return one_channel(image, channel, self.name(row))
+
+    def _read(self, path: str, page: Page, any_channels: bool) -> np.ndarray:
         try:
             if path.lower().endswith(TIFF):
-                return _read_tiff(self.path / path, offset, frame)
+                return _read_tiff(self.path / path, page, any_channels)
             return _read_with_pillow(self.path / path)
         except Unusable:
             raise
@@ -138,7 +191,7 @@ class PictureFiles(Source):
 
     def own_labels(self) -> np.ndarray | None:
         """The first sub-folder's name, if all files lie in sub-folders and these differ."""
-        folders = [path.rpartition("/")[0].partition("/")[0] for path, _, _ in self.places]
+        folders = [path.rpartition("/")[0].partition("/")[0] for path in self.files]
         return np.array(folders) if all(folders) and len(set(folders)) > 1 else None
 
 
@@ -189,47 +242,79 @@ def _over_black(image: np.ndarray, premultiplied: bool = False) -> np.ndarray:
     return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
 
-def _tiff_pages(path: Path) -> list[tuple[int, int]]:
-    """Where each page is: the byte its directory begins at, and the frame that it tells of."""
+def _tiff_pages(path: Path) -> tuple[list[Page], int]:
+    """The pages of a file, and how many channels it has in pages of their own."""
     try:
-        with tifffile.TiffFile(path) as tiff:
+        # A file that names others of its set would have all of them opened.
+        with tifffile.TiffFile(path, _multifile=False) as tiff:
             pages = list(tiff.pages)
             # A large ImageJ stack has one directory, and all frames one after the other.
             frames = int((tiff.imagej_metadata or {}).get("images", 1)) if tiff.is_imagej else 1
             if len(pages) == 1 and frames > 1:
-                return [(pages[0].offset, frame) for frame in range(frames)]
-            # Thumbnails and masks are pages as well.
-            images = [p.offset for p in pages if not getattr(p, "subfiletype", 0) & 5]
+                images = [Page(pages[0].offset, frame) for frame in range(frames)]
+            else:
+                # Thumbnails and masks are pages as well.
+                images = [Page(p.offset) for p in pages if not getattr(p, "subfiletype", 0) & 5]
             # Where the chain of pages breaks off, what is missing counts as one page.
             tiff.filehandle.seek(tiff.pages.next_page_offset or 0)
             end = bytes(tiff.tiff.offsetsize)
             if tiff.filehandle.read(len(end)) != end:
-                images.append(_NOWHERE)
-            return [(offset, 0) for offset in images or [pages[0].offset]]
+                images.append(Page(_NOWHERE))
+            if len(images) < 2:
+                return images or [Page(pages[0].offset)], 1
+            found, channels = _channels(tiff)
+            return [page._replace(channel=found.get(page)) for page in images], channels
     except Exception:
-        return [(_NOWHERE, 0)]  # what is wrong with the file is told when it is read
+        return [Page(_NOWHERE)], 1  # what is wrong with the file is told when it is read
 
 
-def _read_tiff(path: Path, offset: int, frame: int) -> np.ndarray:
+def _channels(tiff: tifffile.TiffFile) -> tuple[dict[Page, int], int]:
+    """The channel of each page by the metadata of ImageJ or OME, and how many there are.
+
+    Pages of files with one channel are not among them.
+    """
+    found: dict[Page, int] = {}
+    channels = 1
+    for series in tiff.series:
+        inside = series.keyframe.ndim
+        axes, shape = series.axes[:-inside], series.shape[:-inside]
+        number = np.indices(shape)[axes.index("C")].ravel() if "C" in axes else np.zeros(1, int)
+        if number.max() == 0:
+            continue
+        channels = max(channels, int(number.max()) + 1)
+        # One directory may tell of all pages.
+        one = len(series.pages) == 1
+        for i, page in enumerate([series.pages[0]] * len(number) if one else series.pages):
+            if page is not None:
+                found[Page(page.offset, i if one else 0)] = int(number[i])
+    return found, channels
+
+
+def _read_tiff(path: Path, place: Page, any_channels: bool) -> np.ndarray:
     with tifffile.TiffFile(path) as tiff:
-        if offset >= tiff.filehandle.size:
+        if place.offset >= tiff.filehandle.size:
             raise Unusable("the file is damaged or truncated")
-        tiff.filehandle.seek(offset)
+        tiff.filehandle.seek(place.offset)
         page = tifffile.TiffPage(tiff, 0)
         ends = [a + b for a, b in zip(page.dataoffsets, page.databytecounts, strict=False)]
-        start = page.dataoffsets[0] + frame * page.nbytes if ends else 0
-        if max([*ends, start + page.nbytes if frame else 0]) > tiff.filehandle.size:
+        start = page.dataoffsets[0] + place.frame * page.nbytes if ends else 0
+        if max([*ends, start + page.nbytes if place.frame else 0]) > tiff.filehandle.size:
             raise Unusable("the file is truncated")
-        if frame and page.dtype is not None:
+        if place.frame and page.dtype is not None:
             dtype = np.dtype(tiff.byteorder + page.dtype.char)
             image = tiff.filehandle.read_array(dtype, page.size, start).reshape(page.shape)
         else:
             image = page.asarray()
-        return _upright(_tiff_colours(page, image), page.tags.valueof(274, 1))
+        return _upright(_tiff_colours(page, image, any_channels), page.tags.valueof(274, 1))
 
 
-def _tiff_colours(page: tifffile.TiffPage, image: np.ndarray) -> np.ndarray:
-    """Grey (H, W) or RGB (H, W, 3), whatever the page's samples mean."""
+def _tiff_colours(
+    page: tifffile.TiffPage, image: np.ndarray, any_channels: bool = False
+) -> np.ndarray:
+    """Grey (H, W) or RGB (H, W, 3), whatever the page's samples mean.
+
+    With `any_channels`, an image may have another number of them, (H, W, C).
+    """
     if page.axes == "SYX":
         image = np.moveaxis(image, 0, -1)
     elif page.axes not in ("YX", "YXS"):
@@ -249,6 +334,8 @@ def _tiff_colours(page: tifffile.TiffPage, image: np.ndarray) -> np.ndarray:
     channels = 1 if image.ndim == 2 else image.shape[2]
     if channels in (2, 4) and extra in ((1,), (2,)):
         return _over_black(image, premultiplied=extra == (1,))
-    if channels not in (1, 3):
-        raise Unusable(f"expected 1 or 3 channels, got {channels}")
-    return _over_black(image)
+    if channels not in (1, 3) and not any_channels:
+        raise Unusable(
+            f"expected 1 or 3 channels, got {channels}; dataset.channel=0 reads the first of them"
+        )
+    return image

@@ -46,25 +46,20 @@ def label_file(path: Path, source: Source) -> np.ndarray:
 
     Arguments:
         path: An `.npy`, an `.npz` with an array of that kind, or a `.csv` with one column, or with
-            two: file name and label. A first line that is no label is taken as a heading.
+            two: file name and label. A first line that is no label is taken as a heading. Labels
+            without names are of the images in their order, which must be the plain one, too.
         source: The images.
     """
     if not path.is_file():
         raise FileNotFoundError(f"dataset.labels: {path} does not exist")
     kind = path.suffix.lower()
     if kind == ".csv":
-        labels = _csv_labels(path, source)
-    elif kind in (".npy", ".npz"):
-        labels = _array_labels(path)
-    else:
-        raise ValueError(
-            f"dataset.labels: expected auto, none, or a .csv, .npy or .npz file, got {path}"
-        )
-    if len(labels) != len(source):
-        raise ValueError(
-            f"dataset.labels: {path} has {len(labels)} labels for {len(source)} images"
-        )
-    return labels
+        return _csv_labels(path, source)
+    if kind in (".npy", ".npz"):
+        return _without_names(_array_labels(path), path, source)
+    raise ValueError(
+        f"dataset.labels: expected auto, none, or a .csv, .npy or .npz file, got {path}"
+    )
 
 
 def _array_labels(path: Path) -> np.ndarray:
@@ -91,24 +86,59 @@ def _csv_labels(path: Path, source: Source) -> np.ndarray:
         raise ValueError(f"dataset.labels: {path} is not UTF-8 text ({error.reason})") from None
     # Spreadsheets in half of the world separate by semicolons.
     delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if any(row)]
-    columns = {len(row) for row in rows}
+    reader = csv.reader(text.rstrip("\r\n").splitlines(), delimiter=delimiter)
+    lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    filled = [(number, row) for number, row in lines if any(row)]
+    columns = {len(row) for _, row in filled}
     if columns == {1}:
-        values = [row[0].strip() for row in rows]
-        return _typed(values[1:] if len(values) == len(source) + 1 else values)
+        if empty := [number for number, row in lines if not any(row)]:
+            raise ValueError(f"dataset.labels: {path}, line {empty[0]}: the label is empty")
+        values = [row[0] for _, row in lines]
+        labels = _typed(values[1:] if len(values) == len(source) + 1 else values)
+        return _without_names(labels, path, source)
     if columns != {2}:
         raise ValueError(
             f"dataset.labels: {path}: expected one column (label) or two (file name, label), got "
             f"lines of {' and '.join(map(str, sorted(columns))) or 'no'} columns"
         )
-    known = {name.strip().replace("\\", "/"): label.strip() for name, label in rows}
     names = [source.name(row) for row in range(len(source))]
-    if missing := [name for name in names if name not in known]:
+    known = dict.fromkeys(names, "")
+    for number, (cell, label) in filled:
+        name = cell.replace("\\", "/")
+        if name not in known:
+            continue
+        here = f"dataset.labels: {path}, line {number}"
+        if not label:
+            raise ValueError(f"{here}: the label of {name} is empty")
+        if known[name] not in ("", label):
+            raise ValueError(f"{here}: {name} is {label}, and {known[name]} before; expected one")
+        known[name] = label
+    if missing := [name for name in names if not known[name]]:
         raise ValueError(
             f"dataset.labels: {path} has no label for {missing[0]}"
             + (f" and {len(missing) - 1} other images" if len(missing) > 1 else "")
         )
     return _typed([known[name] for name in names])
+
+
+def _without_names(labels: np.ndarray, path: Path, source: Source) -> np.ndarray:
+    """The labels, if there is one for each image and no doubt which image it is of.
+
+    Whoever lists a folder by a program has `img10` before `img2`, and here it is after it.
+    """
+    if len(labels) != len(source):
+        raise ValueError(
+            f"dataset.labels: {path} has {len(labels)} labels for {len(source)} images"
+        )
+    files = list(dict.fromkeys(source.files or ()))
+    for ours, plain in zip(files, sorted(files), strict=True):
+        if ours != plain:
+            raise ValueError(
+                f"dataset.labels: {path} does not say which picture each label is of, and {ours} "
+                f"comes before {plain} here but not in plain order; expected a .csv with two "
+                "columns, name and label"
+            )
+    return labels
 
 
 def _typed(words: list[str]) -> np.ndarray:

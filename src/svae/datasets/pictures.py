@@ -1,6 +1,7 @@
 """Pictures as a model sees them, all alike, whether held in memory or read when asked for."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
@@ -10,11 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from svae.datasets.base import Batch
+from svae.datasets.base import SPLITS, Batch
 from svae.datasets.picture_files import Source, Unusable
 from svae.datasets.picture_pixels import Normalization, Shaping
 
-__all__ = ["First", "Pictures", "PicturesOnDisk", "in_threads", "unusable"]
+__all__ = [
+    "First",
+    "Pictures",
+    "PicturesOnDisk",
+    "in_several",
+    "in_threads",
+    "split_by_file",
+    "unusable",
+]
 
 #: Decoders let other threads run; more than a few only wait for the disk.
 WORKERS = min(8, os.cpu_count() or 1)
@@ -39,6 +48,45 @@ def unusable(name: str, why: str, others: int = 0) -> ValueError:
         f"{name}: {why}{more if others else ''}; mend or remove it, or leave out what is unusable "
         "with dataset.skip_unusable=true"
     )
+
+
+def split_by_file(splits: dict[str, Tensor], files: Sequence[str], seed: int) -> dict[str, Tensor]:
+    """The same images shared out so that all of one file are in one split.
+
+    Pages of a file often show one object, which a split that is held back must not share with the
+    training. Validation and test get no more images than before, and maybe some fewer: a file that
+    is too large for them trains. Where every file is, the splits remain as they are.
+
+    Arguments:
+        splits: The rows of each split.
+        files: The file of each row.
+        seed: The seed of the order in which files are taken.
+    """
+    rows = torch.cat(list(splits.values())).sort().values.tolist()
+    pages: dict[str, list[int]] = {}
+    for row in rows:
+        pages.setdefault(files[row], []).append(row)
+    if len(pages) == len(rows):
+        return splits
+    groups = list(pages.values())
+    shared: dict[str, list[int]] = {name: [] for name in SPLITS}
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
+    for number in order.tolist():
+        group = groups[number]
+        held_back = (
+            name for name in ("val", "test") if len(shared[name]) + len(group) <= len(splits[name])
+        )
+        shared[next(held_back, "train")] += group
+    if not all(shared.values()):
+        return splits
+    return {name: torch.tensor(of_split) for name, of_split in shared.items()}
+
+
+def in_several(splits: dict[str, Tensor], files: Sequence[str]) -> list[str]:
+    """The files whose images are in more than one split, in order."""
+    names = ({files[row] for row in rows.tolist()} for rows in splits.values())
+    counts = Counter(name for of_split in names for name in of_split)
+    return [name for name in dict.fromkeys(files) if counts[name] > 1]
 
 
 class First(NamedTuple):
