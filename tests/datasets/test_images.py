@@ -580,7 +580,8 @@ def test_what_was_found_reads_the_same_images_alike(tmp_path, images, normalize)
     for name in SPLITS:
         assert torch.equal(first.splits[name]["image"], again.splits[name]["image"])
     # Of other images, nothing is looked at.
-    other = Images(**found | {"path": array_of(tmp_path / "b.npy", images[:2])})
+    others = {"path": array_of(tmp_path / "b.npy", images[:2]), "contents": None}
+    other = Images(**found | others)
     assert torch.equal(pixels(other), pixels(first)[:2])
 
 
