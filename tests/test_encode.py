@@ -437,3 +437,23 @@ def test_a_run_of_before_images_were_told_goes_on(tmp_path):
     OmegaConf.save(config, run / "config.yaml")
     train(run, *data, "trainer.max_epochs=2")
     assert svae.run.read_config(run).dataset.contents.startswith("12 images (")
+
+
+def test_images_as_a_run_reads_them(deep, tmp_path):
+    rows = svae.images(deep, split=None)
+    assert rows["index"].tolist() == list(range(24))
+    own = svae.images(deep, split="test")
+    assert torch.equal(rows["image"][own["index"]], own["image"])
+    assert "label" in own
+    # Of other brightness, and scaled as the training's, not by themselves.
+    others = svae.images(deep, path=write_deep(tmp_path / "new", 5, peak=20_000, first=900))
+    assert others["image"].shape == (5, 1, 16, 16)
+    assert 0.4 < others["image"].max() / rows["image"].max() < 0.6
+    with pytest.raises(ValueError, match="split: expected one of train, val, test, got 'all'"):
+        svae.images(deep, split="all")
+
+
+def test_a_data_set_without_files_reads_no_others(digits):
+    assert len(svae.images(digits, split="val")["image"]) > 100
+    with pytest.raises(ValueError, match=r"path: svae\.datasets\.RotDigits of .* reads no files"):
+        svae.images(digits, path="pictures")

@@ -156,6 +156,29 @@ def test_a_finished_run_is_left_as_it_is(whole, tmp_path, monkeypatch):
     assert content(run) == before
     assert log_of(run)[-1] == f"{run}: already finished"
     assert objectives[0].objective == json.loads(before[run / "metrics.json"])["val/elbo"]
+    # What changes nothing of it is told.
+    assert train(run, NO_FIGURES, "callbacks.early_stopping.patience=3") == 0
+    assert content(run) == before
+    told = "already finished, with callbacks.early_stopping.patience=20; 3 changes nothing of it"
+    assert told in log_of(run)[-1]
+    # And what would have changed its training is another run's.
+    assert train(run, NO_FIGURES, "trainer.gradient_clip_val=0.1", "trainer.max_epochs=4") == 2
+    assert "holds a run with trainer.gradient_clip_val=None, not 0.1" in log_of(run)[-1]
+    assert content(run) == before
+
+
+def test_a_run_is_not_trained_from_its_own_config(whole, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(whole(), run)
+    before = content(run)
+    for folder in (run, run / ".hydra"):
+        other = [f"--config-path={folder}", "--config-name=config", f"output_dir={tmp_path / 'b'}"]
+        with pytest.raises(SystemExit) as ended:
+            run_command(svae.train.main, *other, f"hydra.run.dir={tmp_path / 'b'}", "seed=7")
+        assert ended.value.code == 2
+        told = capfd.readouterr()
+        assert "expected the configs of svae; to train a run again" in told.out + told.err
+        assert content(run) == before
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
-from svae.schedules import constant, cosine, plateau
+from svae.schedules import constant, cosine, plateau, scheduled
 
 
 def optimizer(lr=2.0):
@@ -49,3 +50,14 @@ def test_plateau_cuts_when_the_bound_stands_still():
     assert opt.param_groups[0]["lr"] == 2.0
     described["scheduler"].step(-9.0)
     assert opt.param_groups[0]["lr"] == 1.0
+
+
+def test_a_schedule_of_torch_is_stepped_once_in_an_epoch():
+    torch_s = torch.optim.lr_scheduler
+    described = scheduled(partial(torch_s.StepLR, step_size=2, gamma=0.1), optimizer(), 1000)
+    assert described["interval"] == "epoch"
+    assert isinstance(described["scheduler"], torch_s.StepLR)
+    ours = scheduled(partial(cosine, final=0.5), optimizer(), 100)
+    assert ours["interval"] == "step"
+    with pytest.raises(ValueError, match="scheduler=plateau"):
+        scheduled(partial(torch_s.ReduceLROnPlateau, patience=3), optimizer(), 100)

@@ -3,13 +3,13 @@
 from svae.elbo import ELBO
 from svae.latents import Latents
 
-__all__ = ["ELBO", "Latents", "load"]
+__all__ = ["ELBO", "Latents", "images", "load"]
 
 
 def __getattr__(name: str) -> object:
-    # `svae.load` needs Hydra and OmegaConf; `import svae` for the mathematics alone does not.
-    if name == "load":
-        from svae.run import load
+    # These need Hydra and OmegaConf; `import svae` for the mathematics alone does not.
+    if name in ("images", "load"):
+        from svae import run
 
-        return load
+        return getattr(run, name)
     raise AttributeError(f"module 'svae' has no attribute {name!r}")

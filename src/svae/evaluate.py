@@ -21,6 +21,7 @@ from svae.instantiate import instantiate
 from svae.report import write_report
 from svae.run import (
     DECIDING,
+    DECIDING_TRAINER,
     build_module,
     checkpoint_path,
     first_difference,
@@ -188,8 +189,9 @@ def settings_of(run: str) -> dict[str, Any]:
     """The settings of a run that do not tell one repetition from another."""
     config: Any = OmegaConf.to_container(read_config(run), resolve=True)
     trainer = config["trainer"]
-    # Of the trainer, how long; the rest is about the machine.
-    length = {name: trainer.get(name) for name in ("max_epochs", "max_steps")}
+    # Of the trainer, how long and how; the rest is about the machine.
+    kept = ("max_epochs", "max_steps", *DECIDING_TRAINER)
+    length = {name: trainer.get(name) for name in kept}
     data = {name: value for name, value in config["dataset"].items() if name != "seed"}
     return config | {"dataset": data, "trainer": length}
 

@@ -37,7 +37,7 @@ from svae.metrics.clustering import FEWEST_IMAGES
 from svae.model import SpatialVAE
 from svae.noise import Noise
 from svae.posteriors import Posterior
-from svae.schedules import Schedule
+from svae.schedules import Schedule, scheduled
 from svae.spikes import SpikeLimit
 
 __all__ = ["VAEModule"]
@@ -227,7 +227,8 @@ class VAEModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = self.make_optimizer(trained)
-        schedule = self.make_scheduler(optimizer, self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        schedule = scheduled(self.make_scheduler, optimizer, steps)
         if "monitor" in schedule:
             # Not by Lightning, which does it after the last checkpoint of an epoch is saved, so
             # that a run that goes on from there would miss it.

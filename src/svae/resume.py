@@ -10,7 +10,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from svae.directories import JOBS
 from svae.files import write_atomic
-from svae.run import DECIDING, first_difference, read_checkpoint, read_config
+from svae.run import (
+    DECIDING,
+    DECIDING_TRAINER,
+    first_difference,
+    read_checkpoint,
+    read_config,
+)
 from svae.status import Status
 
 __all__ = [
@@ -44,7 +50,9 @@ def other_setting(run: str | Path, cfg: DictConfig) -> tuple[str, Any, Any] | No
     """The first setting in which another run differs from this one: its name and both values."""
     old: Any = OmegaConf.to_container(read_config(run), resolve=True)
     new: Any = OmegaConf.to_container(cfg, resolve=True)
-    return first_difference(old, new, ALIKE)
+    return first_difference(old, new, ALIKE) or first_difference(
+        old["trainer"], new["trainer"], DECIDING_TRAINER, "trainer."
+    )
 
 
 def refuse_other_settings(run: str | Path, cfg: DictConfig) -> None:
@@ -62,13 +70,28 @@ def refuse_other_settings(run: str | Path, cfg: DictConfig) -> None:
 def nothing_to_do(run: str | Path, status: Status, cfg: DictConfig) -> bool:
     """Whether the run of a folder has ended, and the config asks for no more than it did.
 
-    More is another number of epochs or steps, more time, or the test.
+    More is another number of epochs or steps, more time, or the test. That it has ended is told,
+    and what else the config asks for in vain.
     """
     if not status.ended:
         return False
     before = read_config(run)
     longer = any(before.trainer.get(name) != cfg.trainer.get(name) for name in _LIMITS)
-    return not longer and (before.test or not cfg.test)
+    if longer or (cfg.test and not before.test):
+        return False
+    old: Any = OmegaConf.to_container(before, resolve=True)
+    new: Any = OmegaConf.to_container(cfg, resolve=True)
+    if found := first_difference(old, new, ("evaluation",)) or first_difference(
+        old["callbacks"], new["callbacks"], ("early_stopping",), "callbacks."
+    ):
+        log.warning(
+            "%s: already %s, with %s=%r; %r changes nothing of it (python -m svae.evaluate tests "
+            "it with other numbers of samples)",
+            *(run, status.state, *found),
+        )
+    else:
+        log.info("%s: already %s", run, status.state)
+    return True
 
 
 def check_resumed(cfg: DictConfig) -> None:

@@ -12,8 +12,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
+from svae.checks import one_of
 from svae.datasets import ImageDataModule
-from svae.datasets.base import ImageSource
+from svae.datasets.base import SPLITS, Batch, ImageSource
 from svae.distributed import one_at_a_time
 from svae.errors import one_line
 from svae.hardware import accelerator_at_hand, fast_precision
@@ -27,10 +28,12 @@ __all__ = [
     "ATTENTION",
     "BEFORE",
     "DECIDING",
+    "DECIDING_TRAINER",
     "NO_MATTER",
     "build_module",
     "checkpoint_path",
     "first_difference",
+    "images",
     "images_to_encode",
     "in_short",
     "load",
@@ -45,6 +48,13 @@ log = logging.getLogger(__name__)
 
 #: The sections of a config that decide, beside the seed, what a run trains.
 DECIDING = ("dataset", "model", "prior", "optimizer", "scheduler", "max_gradient_spike")
+
+#: Those of the trainer that do, too.
+DECIDING_TRAINER = (
+    "accumulate_grad_batches",
+    "gradient_clip_algorithm",
+    "gradient_clip_val",
+)
 
 #: What settings were, in effect, before there were such settings.
 BEFORE = {
@@ -148,6 +158,41 @@ def checkpoint_path(run: str | Path, checkpoint: str = "best") -> Path:
             f"checkpoint: {path} does not exist; there is {', '.join(there) or 'none'}"
         )
     return path
+
+
+def images(run: str | Path, split: str | None = "test", path: str | Path | None = None) -> Batch:
+    """Images as the model of a run sees them: cut, scaled and inverted as in its training.
+
+    Arguments:
+        run: The run directory.
+        split: `train`, `val` or `test`; None: all, in the order of their index.
+        path: Other images than the run's own, read as those were: what `dataset.path` takes. They
+            have no splits.
+
+    Returns:
+        `image` (N, C, H, W), `index` (N,), and what else is known, such as `label` (N,), all of
+        it in memory.
+
+    Raises:
+        FileNotFoundError: There is no such run, or no such file.
+        ValueError: There is no such split, or the images are not what they should be.
+    """
+    config = read_config(run)
+    if path is not None:
+        if "path" not in config.dataset:
+            raise ValueError(f"path: {config.dataset._target_} of {run} reads no files")
+        # What names parts or partners of the run's own file.
+        own = {"contents": None, "datadir": None, "select": None, "passthrough": None}
+        others = own | {"array": None, "labels": "none", "path": str(path)}
+        config.dataset.update({k: v for k, v in others.items() if k in config.dataset})
+        data: ImageDataModule = instantiate(config.dataset, "dataset")
+        source = data.everything()
+    else:
+        if split is not None:
+            one_of("split", split, SPLITS)
+        data = prepared_data(config)
+        source = data.everything() if split is None else data.sources[split]
+    return source[torch.arange(len(source))]
 
 
 def resolve_likelihood(model: DictConfig, images: list[Tensor]) -> None:

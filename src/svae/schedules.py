@@ -5,14 +5,35 @@ from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from svae.checks import at_least, positive
 
-__all__ = ["Schedule", "constant", "cosine", "plateau"]
+__all__ = ["Schedule", "constant", "cosine", "plateau", "scheduled"]
 
 #: From an optimiser and the number of training steps to Lightning's description of a schedule.
 Schedule = Callable[[Optimizer, float], dict[str, Any]]
+
+
+def scheduled(make: Any, optimizer: Optimizer, total_steps: float) -> dict[str, Any]:
+    """Lightning's description of a schedule.
+
+    Arguments:
+        make: A `Schedule`, or a class of `torch.optim.lr_scheduler` with its arguments (a
+            `functools.partial`), which is stepped once in an epoch.
+        optimizer: The optimiser.
+        total_steps: The number of training steps.
+
+    Raises:
+        ValueError: It is torch's `ReduceLROnPlateau`, which does not know what to look at.
+    """
+    made = getattr(make, "func", make)
+    if not (isinstance(made, type) and issubclass(made, LRScheduler)):
+        described: dict[str, Any] = make(optimizer, total_steps)
+        return described
+    if issubclass(made, ReduceLROnPlateau):
+        raise ValueError("scheduler: expected scheduler=plateau, got torch's ReduceLROnPlateau")
+    return {"scheduler": make(optimizer), "interval": "epoch"}
 
 
 def constant(optimizer: Optimizer, total_steps: float) -> dict[str, Any]:

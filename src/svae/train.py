@@ -68,6 +68,7 @@ from svae.run import (
     resolve_hardware,
     resolve_likelihood,
 )
+from svae.schedules import scheduled
 from svae.signals import Signals
 from svae.status import Status, read_status, write_status
 
@@ -110,12 +111,12 @@ def train(cfg: DictConfig) -> float:
     signals = Signals()
     composed = copy.deepcopy(cfg)
     with told_in_one_line():
+        check_composed()
         data = completed(cfg)
         before = read_status(cfg.output_dir)
         if before is not None:
             refuse_other_settings(cfg.output_dir, cfg)
             if nothing_to_do(cfg.output_dir, before, cfg):
-                log.info("%s: already %s", cfg.output_dir, before.state)
                 return before.objective
             remove_unfinished_files(cfg.output_dir)
             record_command(cfg.output_dir, composed)
@@ -271,6 +272,19 @@ def how_to_go_on(cfg: DictConfig) -> str:
     return f"interrupted; the same command with hydra.{kind}.dir={folder} {what}"
 
 
+def check_composed() -> None:
+    """Raise ValueError if the config is not composed from the project's, but a run's own.
+
+    In that, the paths of checkpoints and tables are those of the run, which would be overwritten,
+    and what hung on another setting is a copy of it, which stays as it was.
+    """
+    if HydraConfig.initialized() and "directory" not in (HydraConfig.get().callbacks or {}):
+        raise ValueError(
+            "--config-path, --config-name: expected the configs of svae; to train a run again, or "
+            "with something changed, take the line `To repeat it` of its report.html"
+        )
+
+
 def completed(cfg: DictConfig) -> ImageDataModule:
     """The data of a config, in which what is decided only at run time is now written."""
     check_top_level(cfg)
@@ -333,8 +347,8 @@ def prepare(
         plugins=[AtomicCheckpointIO(), distributed.environment()],
     )
     data.check_shares(trainer.world_size, [s for s in SPLITS if s != "test" or cfg.test])
-    images = min(cfg.dataset.batch_size, len(data.sources["train"]))
-    check_memory(module, cfg.trainer, images / trainer.world_size)
+    in_step = min(data.batch_size, len(data.sources["train"]))
+    check_memory(module, cfg.trainer, in_step / trainer.world_size)
     save_config(cfg)
     save_status(cfg, Status("running"))
     for logger in loggers:
@@ -371,7 +385,7 @@ def check_optimisation(module: VAEModule, trainer: DictConfig) -> None:
     """Try optimiser and schedule on nothing: Lightning makes them only when training starts."""
     endless = trainer.max_epochs in (None, -1) and trainer.max_steps == -1
     optimizer = module.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
-    module.make_scheduler(optimizer, math.inf if endless else 1000)
+    scheduled(module.make_scheduler, optimizer, math.inf if endless else 1000)
 
 
 @contextmanager
