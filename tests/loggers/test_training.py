@@ -84,7 +84,7 @@ def test_the_jobs_of_a_sweep_form_one_group(sweep):
     runs = [offline_run(sweep / job) for job in ("seed-1", "seed-2")]
     assert {run.run.run_group for run in runs} == {"sweep"}
     assert runs[0].run.run_id != runs[1].run.run_id
-    assert runs[0].run.display_name.startswith("seed=1")
+    assert runs[0].run.display_name == "seed-1"
 
 
 def test_tensorboard(tmp_path):

@@ -424,10 +424,7 @@ def test_the_jobs_of_a_sweep_form_a_group(monkeypatch, tmp_path):
     run_command(monkeypatch, "-m", f"hydra.sweep.dir={sweep}", "seed=1,2", "model.z_dim=3")
     runs = [read_run(*runs_in(sweep / job)) for job in ("seed-1", "seed-2")]
     assert [run.run.run_group for run in runs] == ["a-sweep"] * 2
-    assert [run.run.display_name for run in runs] == [
-        "seed=1,model.z_dim=3",
-        "seed=2,model.z_dim=3",
-    ]
+    assert [run.run.display_name for run in runs] == ["seed-1", "seed-2"]
     assert [run.column("val/elbo") for run in runs] == [[1.0], [2.0]]
 
 
