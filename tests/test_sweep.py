@@ -355,6 +355,14 @@ def test_runs_are_found_by_folder_pattern_or_name(make, tmp_path, monkeypatch):
     assert find_runs(["s/multirun.yaml", "s/z-2"]) == ["s/z-2"]  # what a shell makes of s/*
 
 
+def test_what_hydra_recorded_is_no_run(make, tmp_path):
+    """Of an evaluation, its folder has `.hydra/config.yaml` and no config of a training."""
+    record = make("evaluation", seed=1) / "config.yaml"
+    record.rename(record.parent / ".hydra/config.yaml")
+    with pytest.raises(FileNotFoundError, match="evaluation holds no run"):
+        find_runs([str(tmp_path / "evaluation")])
+
+
 def test_a_table_beside_the_runs_is_no_run(make, tmp_path):
     make("s/0", seed=1, metrics={"val/elbo": -1.0})
     command(tmp_path / "s/table", str(tmp_path / "s"))

@@ -163,7 +163,9 @@ def _runs_in(place: str) -> list[str]:
     if _is_run(folder):
         return [place]
     inside = folder.iterdir() if folder.is_dir() else ()
-    return sorted((str(path) for path in inside if _is_run(path)), key=natural)
+    # What Hydra recorded of any command, in .hydra, has a config.yaml as well.
+    seen = (path for path in inside if not path.name.startswith("."))
+    return sorted((str(path) for path in seen if _is_run(path)), key=natural)
 
 
 def _is_run(folder: Path) -> bool:
