@@ -479,6 +479,110 @@ def test_settings_of_the_machine_were_swept_only_if_all_runs_name_them(make, tmp
     assert swept(runs) == ["trainer"]
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("trainer.gradient_clip_val", (None, 0.01)),
+        ("trainer.precision", ("32-true", "bf16-mixed")),
+        ("trainer.accumulate_grad_batches", (1, 2)),
+        ("callbacks.early_stopping.patience", (5, 20)),
+        ("compile", (False, True)),
+    ],
+)
+def test_what_a_command_line_sets_was_swept_whatever_its_section(make, tmp_path, name, values):
+    for number, (value, seed) in enumerate([(v, s) for v in values for s in (1, 2)]):
+        # One of the values is that of the configs, and not every command line names it.
+        typed = [name, "seed"] if value == values[1] else ["seed"]
+        make(f"s/{number}", typed=typed, metrics={"val/elbo": -number}, seed=seed, **{name: value})
+    runs = runs_in(tmp_path / "s")
+    layout = laid_out(runs, name, None)
+    assert sorted(layout.swept) == sorted([name, "seed"])
+    assert svae.sweep.once(runs, layout) == runs
+    assert [len(group.runs) for group in grouped(runs, layout.groups)] == [2, 2]
+    for run in runs:  # it differs by the machine, as trainer.precision=auto does
+        run.overrides = ["seed"]
+    assert swept(runs) == ["seed"]
+
+
+def test_what_changes_no_number_was_not_swept(make, tmp_path):
+    for number, word in enumerate("ab"):
+        make(
+            f"s/{number}",
+            choices={"logger": word},
+            output_dir=word,
+            ckpt_path=word,
+            test=word,
+            trainer__devices=word,
+            trainer__accelerator=word,
+            trainer__enable_progress_bar=word,
+            callbacks__figures={"_target_": word},
+            dataset__eval_batch_size=word,
+            dataset__workers=word,
+            dataset__in_memory=word,
+            dataset__data_dir=word,
+            seed=number,
+        )
+    assert swept(runs_in(tmp_path / "s")) == ["seed"]
+
+
+def test_what_a_command_line_names_as_a_whole_differs_in_its_parts(make, tmp_path):
+    with_it = make("s/0", typed=["seed"], seed=1)
+    without = make("s/1", typed=["callbacks.early_stopping", "seed"], seed=2)  # with ~
+    config = yaml.safe_load((without / "config.yaml").read_text())
+    del config["callbacks"]["early_stopping"]
+    (without / "config.yaml").write_text(yaml.safe_dump(config))
+    assert swept(runs_in(tmp_path / "s")) == ["seed", "callbacks.early_stopping._target_"]
+    # A choice tells its parts, and not where they write.
+    for folder, choice in ((with_it, "standard"), (without, "pruned")):
+        record = yaml.safe_load((folder / ".hydra/hydra.yaml").read_text())
+        record["hydra"]["overrides"]["task"] = [f"callbacks={choice}", "seed=1"]
+        record["hydra"]["runtime"]["choices"]["callbacks"] = choice
+        (folder / ".hydra/hydra.yaml").write_text(yaml.safe_dump(record))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["output_dir"] = str(folder)
+        config["callbacks"]["best"]["dirpath"] = f"{folder}/checkpoints"
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert swept(runs_in(tmp_path / "s")) == ["callbacks", "seed"]
+
+
+def test_a_seed_explains_its_copies_and_nothing_else(make, tmp_path):
+    """A config's file was edited between two seeds: they are no repetitions."""
+    for seed, copies in ((1, 3), (2, 9)):
+        make(
+            f"s/{seed}",
+            typed=["seed"],
+            metrics={"val/elbo": -seed},
+            dataset__train_copies=copies,
+            dataset__seed=seed,
+            seed=seed,
+        )
+    runs = runs_in(tmp_path / "s")
+    assert swept(runs) == ["seed", "dataset.train_copies"]
+    assert laid_out(runs, None, None).groups == ["dataset.train_copies"]
+
+
+def test_what_is_found_from_the_images_of_a_seed_is_its_own(make, tmp_path):
+    """And so are settings that runs of before did not tell."""
+    for seed, found in ((1, {"dataset__contents": "an older run has none"}), (2, {})):
+        make(
+            f"s/{seed}",
+            typed=["seed"],
+            dataset__offset=seed / 10,
+            dataset__scale=seed / 10,
+            dataset__mean=seed / 10,
+            dataset__std=seed / 10,
+            seed=seed,
+            **found,
+        )
+    config = yaml.safe_load((tmp_path / "s/2/config.yaml").read_text())
+    assert config["model"].pop("augment_mirror") is False
+    (tmp_path / "s/2/config.yaml").write_text(yaml.safe_dump(config))
+    runs = runs_in(tmp_path / "s")
+    assert swept(runs) == ["seed"]
+    make("s/3", typed=["dataset.scale"], dataset__scale=0.1, seed=1)
+    assert "dataset.scale" in swept(runs_in(tmp_path / "s"))
+
+
 def test_a_run_that_failed_early_has_the_settings_it_was_given(make, tmp_path):
     named = {"typed": ["model.z_dim", "model.image_shape"]}
     make("s/0", model__z_dim=2, **named)
