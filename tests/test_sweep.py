@@ -224,8 +224,36 @@ def test_each_data_set_has_a_best_run(make, tmp_path, capfd):
         make(f"s/{number}", choices={"dataset": data}, seed=number, metrics={"val/elbo": elbo})
     command(tmp_path / "out", str(tmp_path / "s"))
     printed = capfd.readouterr().out
-    assert re.search(r"best run of mnist by .*s/1,", printed)
-    assert re.search(r"best run of other by .*s/2,", printed)
+    assert re.search(r"best run of dataset=mnist by .*s/1,", printed)
+    assert re.search(r"best run of dataset=other by .*s/2,", printed)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("dataset.image_size", (20, 28)),
+        ("dataset.path", ("A", "B")),
+        ("model.likelihood._target_", ("Bernoulli", "Gaussian")),
+    ],
+)
+def test_bounds_that_do_not_compare_are_not_ranked(make, tmp_path, capfd, name, values):
+    for number, value in enumerate(values):
+        for seed in (1, 2):
+            metrics = {"val/elbo": -100.0 * number - seed}
+            make(f"s/{number}-{seed}", seed=seed, metrics=metrics, **{name: value})
+    command(tmp_path / "out", str(tmp_path / "s"))
+    printed = capfd.readouterr().out
+    for number, value in enumerate(values):
+        assert re.search(rf"best run of {name}={value} by .*s/{number}-1,", printed)
+
+
+def test_bounds_of_the_same_images_are_ranked(make, tmp_path, capfd):
+    for number, size in enumerate((50, 100)):
+        make(f"s/{number}", dataset__batch_size=size, seed=1, metrics={"val/elbo": -size})
+    command(tmp_path / "out", str(tmp_path / "s"))
+    printed = capfd.readouterr().out
+    assert re.search(r"best run by .*s/0,", printed)
+    assert printed.count("best run") == 1
 
 
 def test_an_unfinished_sweep_is_shown_as_far_as_it_is(make, tmp_path, capfd):
@@ -579,6 +607,7 @@ def test_what_is_found_from_the_images_of_a_seed_is_its_own(make, tmp_path):
     (tmp_path / "s/2/config.yaml").write_text(yaml.safe_dump(config))
     runs = runs_in(tmp_path / "s")
     assert swept(runs) == ["seed"]
+    assert laid_out(runs, None, None).kinds == []
     make("s/3", typed=["dataset.scale"], dataset__scale=0.1, seed=1)
     assert "dataset.scale" in swept(runs_in(tmp_path / "s"))
 
@@ -714,6 +743,18 @@ def test_data_sets_have_panels():
         assert figure is not None
         assert len(figure.axes) == 2
         assert figure.axes[0].get_ylim() != figure.axes[1].get_ylim()
+
+
+def test_bounds_that_do_not_compare_have_panels():
+    """Where they can, which are no map and do not lie along one axis."""
+    layout = laid_out(grid(dataset__image_size=[20, 28], optimizer__lr=[1, 2]), None, None)
+    assert (layout.x, layout.panel, layout.is_map) == ("optimizer.lr", "dataset.image_size", False)
+    runs = grid(dataset__image_size=[20, 28], seed=[1, 2])
+    layout = laid_out(runs, None, None)
+    assert (layout.x, layout.panel) == ("dataset.image_size", None)
+    figure = curves_figure(runs, layout)
+    assert figure is not None
+    assert len({axes.get_ylim() for axes in figure.axes}) == 2
 
 
 def test_too_many_lines_become_dots():
