@@ -608,6 +608,9 @@ def test_what_is_found_from_the_images_of_a_seed_is_its_own(make, tmp_path):
     runs = runs_in(tmp_path / "s")
     assert swept(runs) == ["seed"]
     assert laid_out(runs, None, None).kinds == []
+    for run in runs:  # nor where no command line names the seed
+        run.overrides = []
+    assert swept(runs) == ["seed"]
     make("s/3", typed=["dataset.scale"], dataset__scale=0.1, seed=1)
     assert "dataset.scale" in swept(runs_in(tmp_path / "s"))
 

@@ -115,10 +115,9 @@ def _settings(runs: Sequence[Run]) -> list[str]:
         for name in {name for run in runs for name in run.overrides}
         if varies(runs, name) or not any(name in run.choices for run in runs)
     }
-    return sorted(
-        (n for n in names if decides(n) or any(within(n, section) for section in named)),
-        key=lambda name: (is_seed(name), name.count("."), not name.endswith("._target_")),
-    )
+    told = [n for n in names if decides(n) or any(within(n, section) for section in named)]
+    told.sort(key=lambda name: (name.count("."), not name.endswith("._target_")))
+    return sorted(told, key=lambda name: (name in FOUND, is_seed(name)))
 
 
 def _follows(runs: Sequence[Run], name: str, known: Sequence[str]) -> bool:
