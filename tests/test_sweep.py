@@ -224,8 +224,36 @@ def test_each_data_set_has_a_best_run(make, tmp_path, capfd):
         make(f"s/{number}", choices={"dataset": data}, seed=number, metrics={"val/elbo": elbo})
     command(tmp_path / "out", str(tmp_path / "s"))
     printed = capfd.readouterr().out
-    assert re.search(r"best run of mnist by .*s/1,", printed)
-    assert re.search(r"best run of other by .*s/2,", printed)
+    assert re.search(r"best run of dataset=mnist by .*s/1,", printed)
+    assert re.search(r"best run of dataset=other by .*s/2,", printed)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("dataset.image_size", (20, 28)),
+        ("dataset.path", ("A", "B")),
+        ("model.likelihood._target_", ("Bernoulli", "Gaussian")),
+    ],
+)
+def test_bounds_that_do_not_compare_are_not_ranked(make, tmp_path, capfd, name, values):
+    for number, value in enumerate(values):
+        for seed in (1, 2):
+            metrics = {"val/elbo": -100.0 * number - seed}
+            make(f"s/{number}-{seed}", seed=seed, metrics=metrics, **{name: value})
+    command(tmp_path / "out", str(tmp_path / "s"))
+    printed = capfd.readouterr().out
+    for number, value in enumerate(values):
+        assert re.search(rf"best run of {name}={value} by .*s/{number}-1,", printed)
+
+
+def test_bounds_of_the_same_images_are_ranked(make, tmp_path, capfd):
+    for number, size in enumerate((50, 100)):
+        make(f"s/{number}", dataset__batch_size=size, seed=1, metrics={"val/elbo": -size})
+    command(tmp_path / "out", str(tmp_path / "s"))
+    printed = capfd.readouterr().out
+    assert re.search(r"best run by .*s/0,", printed)
+    assert printed.count("best run") == 1
 
 
 def test_an_unfinished_sweep_is_shown_as_far_as_it_is(make, tmp_path, capfd):
@@ -355,6 +383,14 @@ def test_runs_are_found_by_folder_pattern_or_name(make, tmp_path, monkeypatch):
     assert find_runs(["s/multirun.yaml", "s/z-2"]) == ["s/z-2"]  # what a shell makes of s/*
 
 
+def test_what_hydra_recorded_is_no_run(make, tmp_path):
+    """Of an evaluation, its folder has `.hydra/config.yaml` and no config of a training."""
+    record = make("evaluation", seed=1) / "config.yaml"
+    record.rename(record.parent / ".hydra/config.yaml")
+    with pytest.raises(FileNotFoundError, match="evaluation holds no run"):
+        find_runs([str(tmp_path / "evaluation")])
+
+
 def test_a_table_beside_the_runs_is_no_run(make, tmp_path):
     make("s/0", seed=1, metrics={"val/elbo": -1.0})
     command(tmp_path / "s/table", str(tmp_path / "s"))
@@ -469,6 +505,114 @@ def test_settings_of_the_machine_were_swept_only_if_all_runs_name_them(make, tmp
     for run in runs:
         run.overrides = ["trainer", "output_dir", "ckpt_path"]
     assert swept(runs) == ["trainer"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("trainer.gradient_clip_val", (None, 0.01)),
+        ("trainer.precision", ("32-true", "bf16-mixed")),
+        ("trainer.accumulate_grad_batches", (1, 2)),
+        ("callbacks.early_stopping.patience", (5, 20)),
+        ("compile", (False, True)),
+    ],
+)
+def test_what_a_command_line_sets_was_swept_whatever_its_section(make, tmp_path, name, values):
+    for number, (value, seed) in enumerate([(v, s) for v in values for s in (1, 2)]):
+        # One of the values is that of the configs, and not every command line names it.
+        typed = [name, "seed"] if value == values[1] else ["seed"]
+        make(f"s/{number}", typed=typed, metrics={"val/elbo": -number}, seed=seed, **{name: value})
+    runs = runs_in(tmp_path / "s")
+    layout = laid_out(runs, name, None)
+    assert sorted(layout.swept) == sorted([name, "seed"])
+    assert svae.sweep.once(runs, layout) == runs
+    assert [len(group.runs) for group in grouped(runs, layout.groups)] == [2, 2]
+    for run in runs:  # it differs by the machine, as trainer.precision=auto does
+        run.overrides = ["seed"]
+    assert swept(runs) == ["seed"]
+
+
+def test_what_changes_no_number_was_not_swept(make, tmp_path):
+    for number, word in enumerate("ab"):
+        make(
+            f"s/{number}",
+            choices={"logger": word},
+            output_dir=word,
+            ckpt_path=word,
+            test=word,
+            trainer__devices=word,
+            trainer__accelerator=word,
+            trainer__enable_progress_bar=word,
+            callbacks__figures={"_target_": word},
+            dataset__eval_batch_size=word,
+            dataset__workers=word,
+            dataset__in_memory=word,
+            dataset__data_dir=word,
+            seed=number,
+        )
+    assert swept(runs_in(tmp_path / "s")) == ["seed"]
+
+
+def test_what_a_command_line_names_as_a_whole_differs_in_its_parts(make, tmp_path):
+    with_it = make("s/0", typed=["seed"], seed=1)
+    without = make("s/1", typed=["callbacks.early_stopping", "seed"], seed=2)  # with ~
+    config = yaml.safe_load((without / "config.yaml").read_text())
+    del config["callbacks"]["early_stopping"]
+    (without / "config.yaml").write_text(yaml.safe_dump(config))
+    assert swept(runs_in(tmp_path / "s")) == ["seed", "callbacks.early_stopping._target_"]
+    # A choice tells its parts, and not where they write.
+    for folder, choice in ((with_it, "standard"), (without, "pruned")):
+        record = yaml.safe_load((folder / ".hydra/hydra.yaml").read_text())
+        record["hydra"]["overrides"]["task"] = [f"callbacks={choice}", "seed=1"]
+        record["hydra"]["runtime"]["choices"]["callbacks"] = choice
+        (folder / ".hydra/hydra.yaml").write_text(yaml.safe_dump(record))
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["output_dir"] = str(folder)
+        config["callbacks"]["best"]["dirpath"] = f"{folder}/checkpoints"
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert swept(runs_in(tmp_path / "s")) == ["callbacks", "seed"]
+
+
+def test_a_seed_explains_its_copies_and_nothing_else(make, tmp_path):
+    """A config's file was edited between two seeds: they are no repetitions."""
+    for seed, copies in ((1, 3), (2, 9)):
+        make(
+            f"s/{seed}",
+            typed=["seed"],
+            metrics={"val/elbo": -seed},
+            dataset__train_copies=copies,
+            dataset__seed=seed,
+            seed=seed,
+        )
+    runs = runs_in(tmp_path / "s")
+    assert swept(runs) == ["seed", "dataset.train_copies"]
+    assert laid_out(runs, None, None).groups == ["dataset.train_copies"]
+
+
+def test_what_is_found_from_the_images_of_a_seed_is_its_own(make, tmp_path):
+    """And so are settings that runs of before did not tell."""
+    for seed, found in ((1, {"dataset__contents": "an older run has none"}), (2, {})):
+        make(
+            f"s/{seed}",
+            typed=["seed"],
+            dataset__offset=seed / 10,
+            dataset__scale=seed / 10,
+            dataset__mean=seed / 10,
+            dataset__std=seed / 10,
+            seed=seed,
+            **found,
+        )
+    config = yaml.safe_load((tmp_path / "s/2/config.yaml").read_text())
+    assert config["model"].pop("augment_mirror") is False
+    (tmp_path / "s/2/config.yaml").write_text(yaml.safe_dump(config))
+    runs = runs_in(tmp_path / "s")
+    assert swept(runs) == ["seed"]
+    assert laid_out(runs, None, None).kinds == []
+    for run in runs:  # nor where no command line names the seed
+        run.overrides = []
+    assert swept(runs) == ["seed"]
+    make("s/3", typed=["dataset.scale"], dataset__scale=0.1, seed=1)
+    assert "dataset.scale" in swept(runs_in(tmp_path / "s"))
 
 
 def test_a_run_that_failed_early_has_the_settings_it_was_given(make, tmp_path):
@@ -602,6 +746,18 @@ def test_data_sets_have_panels():
         assert figure is not None
         assert len(figure.axes) == 2
         assert figure.axes[0].get_ylim() != figure.axes[1].get_ylim()
+
+
+def test_bounds_that_do_not_compare_have_panels():
+    """Where they can, which are no map and do not lie along one axis."""
+    layout = laid_out(grid(dataset__image_size=[20, 28], optimizer__lr=[1, 2]), None, None)
+    assert (layout.x, layout.panel, layout.is_map) == ("optimizer.lr", "dataset.image_size", False)
+    runs = grid(dataset__image_size=[20, 28], seed=[1, 2])
+    layout = laid_out(runs, None, None)
+    assert (layout.x, layout.panel) == ("dataset.image_size", None)
+    figure = curves_figure(runs, layout)
+    assert figure is not None
+    assert len({axes.get_ylim() for axes in figure.axes}) == 2
 
 
 def test_too_many_lines_become_dots():

@@ -18,7 +18,7 @@ from svae.command import command
 from svae.errors import told_in_one_line
 from svae.files import write_atomic
 from svae.sweep.groups import grouped, markdown, plain, table_columns, told
-from svae.sweep.layout import Layout, curves_figure, laid_out, metric_figure
+from svae.sweep.layout import Layout, curves_figure, laid_out, line_of, metric_figure
 from svae.sweep.runs import Run, Value, find_runs, read_runs
 from svae.sweep.swept import swept
 from svae.tables import write_csv
@@ -198,18 +198,18 @@ def tell_layout(layout: Layout, metrics: Sequence[str]) -> None:
 
 
 def tell_best(runs: Sequence[Run], layout: Layout) -> None:
-    """The best run of each data set, and how it is tested again."""
+    """The best run of each kind of bounds that compare, and how it is tested again."""
     there = [run for run in runs if math.isfinite(run.metrics.get(DECIDES, math.nan))]
     if not there:
         log.info("no best run: none has %s yet", DECIDES)
-    # The bounds of different images do not compare.
-    for data in dict.fromkeys(run.value("dataset") for run in there):
-        own = [run for run in there if run.value("dataset") == data]
+    for kind in dict.fromkeys(line_of(run, layout.kinds) for run in there):
+        own = [run for run in there if line_of(run, layout.kinds) == kind]
         best = max(own, key=lambda run: run.metrics[DECIDES])
         settings = [f"{name}={told(best.value(name))}" for name in layout.swept]
+        of = ", ".join(f"{name}={value}" for name, value in zip(layout.kinds, kind, strict=True))
         log.info(
             "best run%s by %s (%.6g, %s): %s",
-            f" of {data}" if len(own) < len(there) else "",
+            f" of {of}" if len(own) < len(there) else "",
             *(DECIDES, best.metrics[DECIDES], best.status.state),
             ", ".join([best.folder, *settings]),
         )

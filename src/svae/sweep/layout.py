@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from svae.figures import Curve, Point, learning_figure, sweep_figure, sweep_map_figure
 from svae.sweep.groups import told
 from svae.sweep.runs import Run
-from svae.sweep.swept import is_seed, numeric, ordered, swept, varies
+from svae.sweep.swept import is_seed, kinds, numeric, ordered, swept, varies
 
-__all__ = ["Layout", "curves_figure", "laid_out", "metric_figure"]
+__all__ = ["Layout", "curves_figure", "laid_out", "line_of", "metric_figure"]
 
 #: The axis where nothing else is asked for: that of figure 2 of the spatial-VAE paper.
 USUAL = "model.z_dim"
@@ -32,6 +32,7 @@ class Layout:
         is_map: Whether two numbers make a map in the place of lines.
         pooled: What would make too many lines, so that a figure has dots and no means.
         groups: What tells the rows of the table apart.
+        kinds: What makes the bounds of one run not compare with those of another.
     """
 
     swept: list[str]
@@ -42,6 +43,7 @@ class Layout:
     is_map: bool
     pooled: list[str]
     groups: list[str]
+    kinds: list[str]
 
     def line(self, run: Run) -> tuple[str, ...]:
         """The line of a run in a figure."""
@@ -90,25 +92,27 @@ def laid_out(runs: Sequence[Run], x: str | None, by: Sequence[str] | None) -> La
                 )
     keys = [name for name in found if not is_seed(name)]
     numbers = [name for name in keys if numeric(runs, name)]
-    is_map = x is None and by is None and len(keys) == len(numbers) == 2
+    apart = kinds(runs)
+    compare = not set(apart) & set(keys)
+    is_map = x is None and by is None and len(keys) == len(numbers) == 2 and compare
     if x is None:
         free = [name for name in keys if name not in (by or ())]
         first = [name for name in free if name in numbers] or free
-        x = USUAL if USUAL in free else next(iter(first), None)
+        # Bounds that do not compare lie beside each other, in panels, if they can.
+        x = USUAL if USUAL in free else min(first, key=lambda name: name in apart, default=None)
     lines = [name for name in (keys if by is None else by) if name != x]
     groups = [*lines, *([] if x is None else [x])]
     if by is None:
         groups = [*keys, *(name for name in groups if name not in keys)]
-    panel = None
-    if by is None and "dataset" in lines and len(ordered(runs, "dataset")) <= MOST_PANELS:
-        panel = "dataset"
-        lines.remove(panel)
+    few = [n for n in lines if n in apart and len(ordered(runs, n)) <= MOST_PANELS]
+    panel = few[0] if by is None and few else None
+    lines = [name for name in lines if name != panel]
     pooled: list[str] = []
     while not is_map and len({tuple(map(run.value, lines)) for run in runs}) > MOST_LINES:
         pooled.append(max(lines, key=lambda name: len(ordered(runs, name))))
         lines.remove(pooled[-1])
     known = list(dict.fromkeys(line_of(run, lines) for run in runs))
-    return Layout(found, x, lines, known, panel, is_map, pooled, groups)
+    return Layout(found, x, lines, known, panel, is_map, pooled, groups, apart)
 
 
 def metric_figure(runs: Sequence[Run], layout: Layout, metric: str) -> Figure | None:
@@ -129,7 +133,7 @@ def metric_figure(runs: Sequence[Run], layout: Layout, metric: str) -> Figure | 
             "all runs" if x is None else layout.number(run, x) if number else layout.text(run, x),
             layout.line(run),
             run.metrics[metric],
-            layout.text(run, layout.panel),
+            f"{layout.panel} {layout.text(run, layout.panel)}" if layout.panel else "",
             run.status.state == "finished",
         )
         for run in there
@@ -166,7 +170,6 @@ def curves_figure(runs: Sequence[Run], layout: Layout) -> Figure | None:
         lines=layout.lines,
         known=layout.known,
         panels=panels or "",
-        # Of different images, the bounds do not compare.
-        shared=panels != "dataset",
+        shared=panels not in layout.kinds,
         title="Learning curves: a line for each run",
     )

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from svae.curves import newest_values
 from svae.errors import one_line
 from svae.files import natural
-from svae.run import DECIDING, NO_MATTER
+from svae.run import BEFORE, DECIDING, NO_MATTER
 from svae.status import Status, read_status
 
 __all__ = [
@@ -26,9 +26,11 @@ __all__ = [
     "Run",
     "Value",
     "composed_settings",
+    "decides",
     "find_runs",
     "read_runs",
     "told",
+    "within",
 ]
 
 #: A setting: what is no number is told as YAML tells it.
@@ -42,8 +44,18 @@ LENGTHS = (
     *("max_epochs", "max_steps", "max_time"),
     *("limit_train_batches", "limit_val_batches", "limit_test_batches"),
 )
-#: The model's own copy of the prior, and where and how images are read, decide nothing.
-COPIES = ("model.prior", *NO_MATTER)
+#: These change no number: a copy of the prior, and where and how things are read, done and shown.
+IDLE = (
+    *("model.prior", *NO_MATTER),
+    *("output_dir", "ckpt_path", "test", "logger", "environment"),
+    *(
+        f"callbacks.{name}"
+        for name in ("figures", "last", "metrics_csv", "progress_bar", "timing")
+    ),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.log_every_n_steps"),
+    "trainer.use_distributed_sampler",
+)
 #: A folder with one of these is a run, also one that ended before it had a config.
 MARKS = ("config.yaml", "status.json", "train.log")
 
@@ -64,7 +76,7 @@ class Run:
     Arguments:
         folder: The run directory, as it was named.
         status: What became of it.
-        config: The settings that decide what it computes, by their dotted names.
+        config: The settings that change its numbers, by their dotted names.
         resolved: Whether they are all there is; not before the run has read its data.
         choices: What was chosen from the config groups, by their names.
         overrides: The names that its command line gave values to.
@@ -91,10 +103,12 @@ class Run:
             return self.choices[name]
         if name in self.config:
             return self.config[name]
-        inner = {k.removeprefix(f"{name}."): v for k, v in self.config.items() if _within(k, name)}
+        inner = {k.removeprefix(f"{name}."): v for k, v in self.config.items() if within(k, name)}
         # An object has a class, and more settings than a person can read.
         objects = any(key.rpartition(".")[2] == "_target_" for key in inner)
-        return json.dumps(inner) if inner and not objects else None
+        if inner and not objects:
+            return json.dumps(inner)
+        return told(BEFORE[name]) if self.resolved and name in BEFORE else None
 
     @property
     def failed(self) -> bool:
@@ -148,7 +162,7 @@ def read_runs(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
     return sorted(runs, key=lambda run: (parents[_parent(run)], run.number)), damaged
 
 
-def _within(name: str, section: str) -> bool:
+def within(name: str, section: str) -> bool:
     """Whether a dotted name is that of a section or of something in it."""
     return name == section or name.startswith(f"{section}.")
 
@@ -163,7 +177,9 @@ def _runs_in(place: str) -> list[str]:
     if _is_run(folder):
         return [place]
     inside = folder.iterdir() if folder.is_dir() else ()
-    return sorted((str(path) for path in inside if _is_run(path)), key=natural)
+    # What Hydra recorded of any command, in .hydra, has a config.yaml as well.
+    seen = (path for path in inside if not path.name.startswith("."))
+    return sorted((str(path) for path in seen if _is_run(path)), key=natural)
 
 
 def _is_run(folder: Path) -> bool:
@@ -229,7 +245,13 @@ def _composed(text: str) -> dict[str, Value]:
 
 def composed_settings(composed: DictConfig) -> dict[str, Value]:
     """What decides what a run computes, as far as Hydra knows it: by its dotted name."""
-    return _settings(_known(composed))
+    return {name: v for name, v in _settings(_known(composed)).items() if decides(name)}
+
+
+def decides(name: str) -> bool:
+    """Whether a setting decides what a run computes, whoever set it; of the trainer, how long."""
+    section, _, rest = name.partition(".")
+    return section in SECTIONS and (section != "trainer" or rest in LENGTHS)
 
 
 def _known(node: DictConfig) -> dict[str, Any]:
@@ -247,12 +269,14 @@ def _known(node: DictConfig) -> dict[str, Any]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Value]:
-    sections = {name: config[name] for name in SECTIONS if name in config}
+    place = config.get("output_dir")
+    sections = {name: config[name] for name in (*SECTIONS, *config) if name in config}
     return {
         name: value
         for name, value in _flat(sections)
-        if not any(_within(name, copy) for copy in COPIES)
-        and (not _within(name, "trainer") or name.removeprefix("trainer.") in LENGTHS)
+        if not any(within(name, idle) for idle in IDLE)
+        # Where callbacks write is of one run alone.
+        and not (place and isinstance(value, str) and f"{value}/".startswith(f"{place}/"))
     }
 
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 
-from svae.sweep.runs import SECTIONS, Run, Value
+from svae.run import DECIDING, UNTOLD
+from svae.sweep.runs import Run, Value, decides, within
 
-__all__ = ["is_seed", "numeric", "ordered", "swept", "varies"]
+__all__ = ["is_seed", "kinds", "numeric", "ordered", "swept", "varies"]
 
-#: Named on a command line, these tell where a run lies and not what it is.
-PLACES = ("output_dir", "ckpt_path", "hydra")
 #: Their choice is not the value of one section.
 ACROSS = ("experiment",)
+#: What normalises images is found from those trained on, and which these are is up to the seed.
+FOUND = tuple(f"dataset.{name}" for name in ("offset", "scale", "mean", "std"))
+#: Of the data set and the likelihood, this changes no bound.
+SAME_IMAGES = ("dataset.batch_size", *FOUND)
 
 
 def swept(runs: Sequence[Run]) -> list[str]:
@@ -20,17 +23,29 @@ def swept(runs: Sequence[Run]) -> list[str]:
     group stands for its choice.
     """
     found = [name for name in _overridden(runs) if varies(runs, name)]
-    # Settings that a run has not decided yet would differ from those of all others.
-    runs = [run for run in runs if run.resolved] or list(runs)
-    for name in (*_chosen(runs), *_settings(runs)):
-        if varies(runs, name) and not _follows(runs, name, found):
-            found.append(name)
-    return found
+    runs = _decided(runs)
+    return _with_others(runs, (*_chosen(runs), *_settings(runs)), found)
+
+
+def kinds(runs: Sequence[Run]) -> list[str]:
+    """The names of what makes `val/elbo` of one run not compare with that of another.
+
+    These are settings of the images and of their likelihood.
+    """
+    runs = _decided(runs)
+    groups = [name for name in _chosen(runs) if name in ("dataset", "model/likelihood")]
+    settings = [
+        name
+        for name in _settings(runs)
+        if (within(name, "dataset") or within(name, "model.likelihood"))
+        and not (is_seed(name) or name in SAME_IMAGES)
+    ]
+    return _with_others(runs, (*groups, *settings), [])
 
 
 def varies(runs: Iterable[Run], name: str) -> bool:
     """Whether runs differ in a setting or a choice; what is not decided yet differs from none."""
-    told = [(run.value(name), run.resolved) for run in runs]
+    told = [(run.value(name), run.resolved and name not in UNTOLD) for run in runs]
     return len({value for value, resolved in told if resolved or value is not None}) > 1
 
 
@@ -51,39 +66,58 @@ def ordered(runs: Sequence[Run], name: str) -> list[Value | None]:
 
 
 def _overridden(runs: Sequence[Run]) -> list[str]:
-    """What command lines name. Of the machine's settings, those that all of them name."""
+    """What command lines name. Which trainer is the machine's, unless all of them name one."""
     names = dict.fromkeys(name for run in runs for name in run.overrides)
     return [
         name
         for name in names
-        if name.replace("/", ".").partition(".")[0] not in PLACES
-        and (_decides(runs, name) or all(name in run.overrides for run in runs))
+        if name != "logger" and (name != "trainer" or all(name in run.overrides for run in runs))
     ]
 
 
-def _decides(runs: Iterable[Run], name: str) -> bool:
-    """Whether a name is one of those that decide what a run computes."""
-    section = name.replace("/", ".").partition(".")[0]
-    if section == "trainer":
-        return any(name in run.config for run in runs)
-    return name in ACROSS or section in SECTIONS
+def _decided(runs: Sequence[Run]) -> list[Run]:
+    """Those with all settings: what a run has not decided yet would differ from all others."""
+    return [run for run in runs if run.resolved] or list(runs)
+
+
+def _with_others(runs: Sequence[Run], names: Iterable[str], found: Sequence[str]) -> list[str]:
+    """What was found and, in their order, those names that it does not explain.
+
+    Of a seed follow its copies and what is found from the images that it draws, and nothing else:
+    other settings of other seeds would be taken for repetitions.
+    """
+    found = list(found)
+    for name in names:
+        by_seed = is_seed(name) or name in FOUND
+        known = [other for other in found if by_seed or not is_seed(other)]
+        if varies(runs, name) and not _follows(runs, name, known):
+            found.append(name)
+    return found
 
 
 def _chosen(runs: Sequence[Run]) -> list[str]:
     if not all(run.choices for run in runs):  # of some, nothing is known
         return []
     names = dict.fromkeys(name for run in runs for name in run.choices)
-    known = [name for name in names if _decides(runs, name)]
+    known = [name for name in names if name.partition("/")[0] in (*ACROSS, *DECIDING)]
     return sorted(known, key=lambda name: (name not in ACROSS, name.count("/")))
 
 
 def _settings(runs: Sequence[Run]) -> list[str]:
-    """Those first from which others may follow; a seed tells runs apart that differ otherwise."""
+    """Those that decide what a run computes, and all that command lines name, alone or as a part.
+
+    Those come first from which others may follow.
+    """
     names = dict.fromkeys(name for run in runs for name in run.config)
-    return sorted(
-        names,
-        key=lambda name: (is_seed(name), name.count("."), not name.endswith("._target_")),
-    )
+    # Of a choice that all share, such as trainer=gpu, the parts may differ by the machine.
+    named = {
+        name.replace("/", ".")
+        for name in {name for run in runs for name in run.overrides}
+        if varies(runs, name) or not any(name in run.choices for run in runs)
+    }
+    told = [n for n in names if decides(n) or any(within(n, section) for section in named)]
+    told.sort(key=lambda name: (name.count("."), not name.endswith("._target_")))
+    return sorted(told, key=lambda name: (name in FOUND, is_seed(name)))
 
 
 def _follows(runs: Sequence[Run], name: str, known: Sequence[str]) -> bool:
