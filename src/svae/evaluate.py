@@ -21,7 +21,8 @@ from svae.instantiate import instantiate
 from svae.report import write_report
 from svae.run import (
     DECIDING,
-    DECIDING_TRAINER,
+    LENGTHS,
+    STEPS,
     build_module,
     checkpoint_path,
     first_difference,
@@ -189,11 +190,9 @@ def settings_of(run: str) -> dict[str, Any]:
     """The settings of a run that do not tell one repetition from another."""
     config: Any = OmegaConf.to_container(read_config(run), resolve=True)
     trainer = config["trainer"]
-    # Of the trainer, how long and how; the rest is about the machine.
-    kept = ("max_epochs", "max_steps", *DECIDING_TRAINER)
-    length = {name: trainer.get(name) for name in kept}
+    kept = {name: trainer.get(name) for name in (*STEPS, *LENGTHS)}
     data = {name: value for name, value in config["dataset"].items() if name != "seed"}
-    return config | {"dataset": data, "trainer": length}
+    return config | {"dataset": data, "trainer": kept}
 
 
 def copy_settings(cfg: DictConfig, run: str, folder: Path) -> None:

@@ -37,7 +37,7 @@ from svae.metrics.clustering import FEWEST_IMAGES
 from svae.model import SpatialVAE
 from svae.noise import Noise
 from svae.posteriors import Posterior
-from svae.schedules import Schedule, scheduled
+from svae.schedules import scheduled
 from svae.spikes import SpikeLimit
 
 __all__ = ["VAEModule"]
@@ -59,7 +59,7 @@ class VAEModule(pl.LightningModule):
     Arguments:
         model: The model.
         optimizer: From parameters to an optimiser.
-        scheduler: From an optimiser and the number of training steps to a schedule.
+        scheduler: A schedule of the learning rate, as `svae.schedules.scheduled` takes it.
         seed: The seed of all noise.
         elbo_samples: Posterior samples per image in validation and test.
         iwae_samples: Samples of the importance-weighted bound in the test; 0 for none.
@@ -72,7 +72,7 @@ class VAEModule(pl.LightningModule):
         self,
         model: SpatialVAE,
         optimizer: OptimizerFactory,
-        scheduler: Schedule,
+        scheduler: Callable[..., Any],
         seed: int = 1,
         elbo_samples: int = 1,
         iwae_samples: int = 20,

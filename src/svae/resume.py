@@ -10,13 +10,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from svae.directories import JOBS
 from svae.files import write_atomic
-from svae.run import (
-    DECIDING,
-    DECIDING_TRAINER,
-    first_difference,
-    read_checkpoint,
-    read_config,
-)
+from svae.run import DECIDING, STEPS, first_difference, read_checkpoint, read_config
 from svae.status import Status
 
 __all__ = [
@@ -51,7 +45,7 @@ def other_setting(run: str | Path, cfg: DictConfig) -> tuple[str, Any, Any] | No
     old: Any = OmegaConf.to_container(read_config(run), resolve=True)
     new: Any = OmegaConf.to_container(cfg, resolve=True)
     return first_difference(old, new, ALIKE) or first_difference(
-        old["trainer"], new["trainer"], DECIDING_TRAINER, "trainer."
+        old["trainer"], new["trainer"], STEPS, "trainer."
     )
 
 

@@ -28,8 +28,10 @@ __all__ = [
     "ATTENTION",
     "BEFORE",
     "DECIDING",
-    "DECIDING_TRAINER",
+    "LENGTHS",
     "NO_MATTER",
+    "STEPS",
+    "UNTOLD",
     "build_module",
     "checkpoint_path",
     "first_difference",
@@ -49,11 +51,11 @@ log = logging.getLogger(__name__)
 #: The sections of a config that decide, beside the seed, what a run trains.
 DECIDING = ("dataset", "model", "prior", "optimizer", "scheduler", "max_gradient_spike")
 
-#: Those of the trainer that do, too.
-DECIDING_TRAINER = (
-    "accumulate_grad_batches",
-    "gradient_clip_algorithm",
-    "gradient_clip_val",
+#: Of the trainer, how it trains, and how long; the rest is about the machine.
+STEPS = ("accumulate_grad_batches", "gradient_clip_algorithm", "gradient_clip_val")
+LENGTHS = (
+    *("max_epochs", "max_steps", "max_time"),
+    *("limit_train_batches", "limit_val_batches", "limit_test_batches"),
 )
 
 #: What settings were, in effect, before there were such settings.

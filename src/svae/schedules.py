@@ -15,7 +15,9 @@ __all__ = ["Schedule", "constant", "cosine", "plateau", "scheduled"]
 Schedule = Callable[[Optimizer, float], dict[str, Any]]
 
 
-def scheduled(make: Any, optimizer: Optimizer, total_steps: float) -> dict[str, Any]:
+def scheduled(
+    make: Callable[..., Any], optimizer: Optimizer, total_steps: float
+) -> dict[str, Any]:
     """Lightning's description of a schedule.
 
     Arguments:

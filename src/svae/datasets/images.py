@@ -88,11 +88,10 @@ class Images(ImageDataModule):
     """Pictures from a folder, a multi-page TIFF, an `.npy` or an `.npz`.
 
     In a folder and its sub-folders, PNG, JPEG and TIFF files count, in natural order (`img2`
-    before `img10`); each page of a TIFF is an image, and those of one file are in one split if
-    they are few enough. Transparent pixels are laid over black,
-    palettes expanded, and turned photographs put upright. Arrays are (N, H, W), (N, H, W, C) or
-    (N, C, H, W) with one or three channels. `index` is an image's place in this list, usable or
-    not.
+    before `img10`); each page of a TIFF is an image. All pages of a file are in one split where
+    that leaves images for every split. Transparent pixels are laid over black, palettes expanded,
+    and turned photographs put upright. Arrays are (N, H, W), (N, H, W, C) or (N, C, H, W) with one
+    or three channels. `index` is an image's place in this list, usable or not.
 
     Arguments:
         path: The folder or file.

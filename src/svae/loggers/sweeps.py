@@ -12,14 +12,11 @@ from omegaconf import OmegaConf
 __all__ = ["sweep_name"]
 
 
-def in_sweep() -> bool:
-    """Whether this is a job of a multirun; not in a single run, nor without Hydra."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-
-
 def sweep_name() -> str | None:
     """The name of the folder of the multirun that this job belongs to; None outside of one."""
-    return Path(HydraConfig.get().sweep.dir).name if in_sweep() else None
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
 
 
 OmegaConf.register_new_resolver("svae.sweep", sweep_name, replace=True)

@@ -221,10 +221,10 @@ def new_table(particles: ParticleSet) -> StarTable:
     }
     values, group = np.unique(np.stack(list(shared.values()), 1), axis=0, return_inverse=True)
     columns["rlnOpticsGroup"] = group.reshape(-1) + 1
-    numbers = np.arange(1, len(values) + 1)
+    group_numbers = np.arange(1, len(values) + 1)
     optics: dict[str, np.ndarray | list[str]] = {
-        "rlnOpticsGroupName": [f"opticsGroup{number}" for number in numbers],
-        "rlnOpticsGroup": numbers,
+        "rlnOpticsGroupName": [f"opticsGroup{number}" for number in group_numbers],
+        "rlnOpticsGroup": group_numbers,
         "rlnImageSize": np.full(len(values), particles.width),
         "rlnImageDimensionality": np.full(len(values), 2),
     }

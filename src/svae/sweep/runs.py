@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from svae.curves import newest_values
 from svae.errors import one_line
 from svae.files import natural
-from svae.run import BEFORE, DECIDING, NO_MATTER
+from svae.run import BEFORE, DECIDING, LENGTHS, NO_MATTER, STEPS
 from svae.status import Status, read_status
 
 __all__ = [
@@ -39,11 +39,6 @@ T = TypeVar("T")
 
 #: The sections of a config that decide what a run computes.
 SECTIONS = ("seed", *DECIDING, "trainer", "evaluation")
-#: Of the trainer, how long; the rest is about the machine.
-LENGTHS = (
-    *("max_epochs", "max_steps", "max_time"),
-    *("limit_train_batches", "limit_val_batches", "limit_test_batches"),
-)
 #: These change no number: a copy of the prior, and where and how things are read, done and shown.
 IDLE = (
     *("model.prior", *NO_MATTER),
@@ -249,9 +244,9 @@ def composed_settings(composed: DictConfig) -> dict[str, Value]:
 
 
 def decides(name: str) -> bool:
-    """Whether a setting decides what a run computes, whoever set it; of the trainer, how long."""
+    """Whether a setting decides what a run computes, whoever set it."""
     section, _, rest = name.partition(".")
-    return section in SECTIONS and (section != "trainer" or rest in LENGTHS)
+    return section in SECTIONS and (section != "trainer" or rest in (*STEPS, *LENGTHS))
 
 
 def _known(node: DictConfig) -> dict[str, Any]:
