@@ -529,7 +529,7 @@ def test_what_a_command_line_sets_was_swept_whatever_its_section(make, tmp_path,
     assert [len(group.runs) for group in grouped(runs, layout.groups)] == [2, 2]
     for run in runs:
         run.overrides = ["seed"]
-    # It differs by the machine, as trainer.precision=auto does, if it does not decide what is done.
+    # Where it does not decide what is done it differs by the machine, as trainer.precision=auto.
     assert swept(runs) == (["seed", name] if decides(name) else ["seed"])
     assert decides(name) == name.endswith(("clip_val", "grad_batches"))
 

@@ -13,7 +13,9 @@ class Service:
     def __init__(self) -> None:
         self.answers = threading.Event()
         self.closing = threading.Event()
-        self.runs: set[str] = set()
+        #: The runs there are, with what their summaries hold.
+        self.runs: dict[str, dict[str, float]] = {}
+        self.resumed: list[str] = []
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -38,16 +40,36 @@ class Service:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def reply(self, path: str, content: bytes) -> dict[str, object]:
-        if path != "/graphql" or b"mutation UpsertBucket" not in content:
+        if path != "/graphql":
             return {"data": {}}
-        name = json.loads(content)["variables"]["name"]
-        self.runs.add(name)
+        asked = json.loads(content).get("variables") or {}
+        if b"mutation CreateRunFiles" in content:
+            files = [{"name": name, "uploadUrl": f"{self.url}/file"} for name in asked["files"]]
+            made = {"runID": "r", "uploadHeaders": [], "files": files}
+            return {"data": {"createRunFiles": made}}
         project = {"id": "p", "name": "svae", "entity": {"id": "e", "name": "me"}}
-        bucket = {
+        if b"query RunResumeStatus" in content:
+            name = asked["name"]
+            bucket = self._bucket(name) if name in self.runs else None
+            self.resumed += [name] * (name in self.runs)
+            return {"data": {"model": project | {"bucket": bucket}}}
+        if b"mutation UpsertBucket" in content:
+            name = asked["name"]
+            inserted = name not in self.runs
+            self.runs.setdefault(name, {})
+            bucket = self._bucket(name) | {"project": project}
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": inserted}}}
+        return {"data": {}}
+
+    def _bucket(self, name: str) -> dict[str, object]:
+        return {
             **{"id": "r", "name": name, "displayName": name, "description": "", "config": "{}"},
-            **{"sweepName": None, "historyLineCount": 0, "project": project},
+            **{"summaryMetrics": json.dumps(self.runs[name]), "historyTail": "[]"},
+            **{"eventsTail": "[]", "historyLineCount": 0, "logLineCount": 0},
+            **{"eventsLineCount": 0, "sweepName": None, "tags": [], "notes": ""},
+            # Of a run that has begun, not only been made.
+            "wandbConfig": '{"t": {"1": []}}',
         }
-        return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
 
 
 @contextmanager

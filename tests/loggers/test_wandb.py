@@ -341,6 +341,34 @@ def test_a_service_that_falls_silent(monkeypatch, tmp_path, caplog):
     assert "WANDB_SERVICE" not in os.environ
 
 
+def test_a_training_that_goes_on_in_its_folder_is_one_run(monkeypatch, tmp_path):
+    def logged(folder: Path, value: float, **options: object) -> WandbLogger:
+        logger = WandbLogger(str(folder), timeout_s=4, **options)
+        logger.log_metrics({"val/elbo": value}, 1)
+        return logger
+
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with service(answers=True) as online:
+        monkeypatch.setenv("WANDB_BASE_URL", online.url)
+        first = logged(tmp_path / "a", -3.0)
+        id = first.version
+        first.close()
+        apart = logged(tmp_path / "a", 0.0, mode="offline")
+        assert apart.version not in (id, None)
+        apart.close()
+        online.runs[id]["val/elbo"] = -3.0
+        second = logged(tmp_path / "a", -4.0)
+        assert second.version == id
+        assert online.resumed == [id]
+        # What was best stays it.
+        assert second.experiment.summary["val/elbo"] == -3
+        second.close()
+        other = logged(tmp_path / "b", -5.0)
+        assert other.experiment.summary["val/elbo"] == -5
+        other.close()
+        assert len(online.runs) == 2
+
+
 def test_what_cannot_be_shown_does_not_end_the_training(tmp_path, caplog):
     logger = offline(tmp_path)
     logger.log_figure("gone", tmp_path / "gone.png")

@@ -117,8 +117,9 @@ class WandbLogger(Dashboard):
         job_type: The kind of run.
         tags: Words to find the run by.
         notes: A remark.
-        id: The id of an earlier run whose curves this one continues. Offline it has no effect:
-            name it to `wandb sync --id`.
+        id: The id of an earlier run whose curves this one continues; null: that of the online run
+            that `save_dir` holds, if a training goes on there. Offline it has no effect, since
+            W&B joins no offline runs.
         log_checkpoints: Whether checkpoints are kept as artifacts.
         timeout_s: How many seconds the service may take to begin, and at the end to receive what
             it has not got yet.
@@ -311,7 +312,7 @@ class WandbLogger(Dashboard):
     def _init(self, mode: Literal["online", "offline"], seconds: float) -> Any:
         import wandb
 
-        earlier = self._id if mode == "online" else None
+        earlier = (self._id or self._went_before()) if mode == "online" else None
         id = earlier or secrets.token_hex(4)
         try:
             run = wandb.init(
@@ -335,9 +336,16 @@ class WandbLogger(Dashboard):
             for left_over in Path(self._save_dir).glob(f"wandb/run-*-{id}"):
                 shutil.rmtree(left_over, ignore_errors=True)
             raise
+        if earlier and isinstance(best := run.summary.get(BEST), int | float):
+            self._best = max(self._best, best)
         run.define_metric(STEP, hidden=True)
         run.define_metric("*", step_metric=STEP)
         return run
+
+    def _went_before(self) -> str | None:
+        """The id of the newest online run in the folder, which is `run-<start>-<id>`."""
+        runs = sorted(path.name for path in Path(self._save_dir).glob("wandb/run-*-*"))
+        return runs[-1].split("-", 2)[2] if runs else None
 
     def _finish(self, run: Any, exit_code: int) -> None:
         sync = f"wandb sync {shlex.quote(str(Path(run.dir).resolve().parent))}"
