@@ -148,33 +148,58 @@ def test_a_later_mistake_is_found_before_the_first_test(sweep, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("setting", "value", "told"),
     [
-        ("seed", 7, None),
-        ("dataset.seed", 7, None),
-        ("dataset.eval_batch_size", 7, None),
-        ("trainer.accelerator", "gpu", None),
-        ("model.z_dim", 7, "model.z_dim is 2 in"),
-        ("trainer.max_epochs", 7, "trainer.max_epochs is 1 in"),
-        ("max_gradient_spike", 7, "max_gradient_spike is 5.0 in"),
+        ("seed", 7, []),
+        ("dataset.seed", 7, []),
+        ("dataset.eval_batch_size", 7, []),
+        ("trainer.accelerator", "gpu", []),
+        ("model.z_dim", 7, ["model.z_dim"]),
+        ("trainer.max_epochs", 7, ["trainer.max_epochs"]),
+        ("trainer.gradient_clip_val", 0.1, ["trainer.gradient_clip_val"]),
+        ("max_gradient_spike", 7, ["max_gradient_spike"]),
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_are_told(
     sweep, tmp_path, caplog, setting, value, told
 ):
     for name, run in (("a", "seed-1"), ("b", "seed-2")):
-        (tmp_path / name / "checkpoints").mkdir(parents=True)
-        (tmp_path / name / "checkpoints/best.ckpt").touch()
+        (tmp_path / name).mkdir()
         config = OmegaConf.load(sweep / run / "config.yaml")
         OmegaConf.update(config, "model.z_dim", 2)
         if name == "b":
             OmegaConf.update(config, setting, value)
         OmegaConf.save(config, tmp_path / name / "config.yaml")
-    cfg = OmegaConf.create({"trainer": {}, "checkpoint": "best"})
     with caplog.at_level(logging.WARNING):
-        svae.evaluate.check_several([str(tmp_path / "a"), str(tmp_path / "b")], cfg)
-    assert bool(caplog.messages) == (told is not None)
-    if told is not None:
-        assert told in caplog.text
-        assert f"and 7 in {tmp_path}/b" in caplog.text
+        runs, names = svae.evaluate.what_differs([str(tmp_path / "b"), str(tmp_path / "a")])
+    assert [Path(run.folder).name for run in runs] == ["b", "a"]
+    assert names == told
+    assert bool(caplog.messages) == bool(told)
+    assert all(f"different settings ({name})" in caplog.text for name in told)
+
+
+def test_what_was_swept_is_told_apart(sweep, tmp_path):
+    folder = tmp_path / "more"
+    shutil.copytree(sweep, folder)
+    options = [*QUICK, "~callbacks.figures", "seed=1", "model.z_dim=3"]
+    run_command(svae.train.main, f"hydra.run.dir={folder}/wider", *options)
+    out = evaluate(tmp_path / "out", f"run={folder}/*")
+    with (out / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model.z_dim"], row["seed"]) for row in rows] == [
+        *(("2", "1"), ("2", "2"), ("3", "1"))
+    ]
+    with (out / "table.csv").open() as file:
+        narrow, wide = csv.DictReader(file)
+    assert (narrow["model.z_dim"], narrow["runs"]) == ("2", "2")
+    assert (wide["model.z_dim"], wide["runs"]) == ("3", "1")
+    found = [float(row["test/elbo"]) for row in rows]
+    assert float(narrow["test/elbo"]) == pytest.approx(statistics.mean(found[:2]))
+    assert float(narrow["test/elbo_std"]) == pytest.approx(statistics.stdev(found[:2]))
+    assert (float(wide["test/elbo"]), wide["test/elbo_std"]) == (found[2], "")
+    log = (out / "evaluate.log").read_text()
+    assert "run: different settings (model.z_dim), so that" in log
+    heading, *table = log[log.index("by model.z_dim:\n") :].splitlines()[1:4]
+    assert heading.split()[:3] == ["model.z_dim", "runs", "test/elbo"]
+    assert [line.split()[:2] for line in table] == [["2", "2"], ["3", "1"]]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import glob
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,18 @@ from svae.files import natural, write_metrics
 from svae.instantiate import instantiate
 from svae.report import write_report
 from svae.run import (
-    DECIDING,
-    LENGTHS,
-    STEPS,
+    SUMMARY,
     build_module,
     checkpoint_path,
-    first_difference,
     in_short,
     load_weights,
     prepared_data,
     read_config,
     resolve_hardware,
 )
+from svae.sweep.groups import grouped, plain, table_columns
+from svae.sweep.runs import Run, read_runs
+from svae.sweep.swept import is_seed, swept
 from svae.tables import write_csv
 
 __all__ = ["evaluate", "main"]
@@ -39,9 +40,6 @@ __all__ = ["evaluate", "main"]
 log = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
-
-#: Runs that differ in these, but for the seed, are not repetitions of one experiment.
-ALIKE = (*DECIDING, "evaluation", "trainer")
 
 
 def evaluate(cfg: DictConfig) -> Metrics:
@@ -52,11 +50,12 @@ def evaluate(cfg: DictConfig) -> Metrics:
     """
     with told_in_one_line():
         runs = runs_of(cfg.run)
-        if len(runs) > 1:
-            check_several(runs, cfg)
     if len(runs) == 1:
         return evaluate_run(cfg, runs[0], Path(cfg.output_dir))
 
+    with told_in_one_line():
+        check_several(runs, cfg)
+        known, names = what_differs(runs)
     output = Path(cfg.output_dir)
     tested: list[Metrics] = []
     for number, run in enumerate(runs):
@@ -66,15 +65,14 @@ def evaluate(cfg: DictConfig) -> Metrics:
         tested.append(evaluate_run(cfg, run, folder))
         # After each, so that what was tested is not lost with the next.
         with told_in_one_line():
-            write_csv(output / "runs.csv", run_columns(runs, tested))
+            write_csv(output / "runs.csv", run_columns(known, names, tested))
     metrics = summary(tested)
     write_metrics(output / "metrics.json", metrics)
-    log.info("mean ± sample standard deviation of %d runs:", len(runs))
-    means = {name: value for name, value in metrics.items() if f"{name}_std" in metrics}
-    for name, mean in sorted(means.items()):
-        log.info("%-40s %.6g ± %.2g", name, mean, metrics[f"{name}_std"])
-    log.info("%s", in_short(means))
-    log.info("written to: %s (runs.csv, metrics.json, a folder for each run)", output)
+    if names:
+        tell_groups(output, known, names, tested)
+    else:
+        tell_means(metrics, len(runs))
+    log.info("written to: %s (tables, metrics.json, a folder for each run)", output)
     return metrics
 
 
@@ -160,7 +158,7 @@ def matching(name: str) -> list[str]:
 
 
 def check_several(runs: Sequence[str], cfg: DictConfig) -> None:
-    """Find what would end a later run's test, and warn of runs that are no repetitions.
+    """Find what would end a later run's test.
 
     Raises:
         ValueError: They are to be tested by several processes.
@@ -173,26 +171,20 @@ def check_several(runs: Sequence[str], cfg: DictConfig) -> None:
         )
     for run in runs:
         checkpoint_path(run, cfg.checkpoint)
-    first = settings_of(runs[0])
-    for run in runs[1:]:
-        other = settings_of(run)
-        if found := first_difference(first, other, ALIKE):
-            name, old, new = found
-            log.warning(
-                "run: different settings, so that the mean is of no one model: %s is %r in %s "
-                "and %r in %s",
-                *(name, old, runs[0], new, run),
-            )
-            return
 
 
-def settings_of(run: str) -> dict[str, Any]:
-    """The settings of a run that do not tell one repetition from another."""
-    config: Any = OmegaConf.to_container(read_config(run), resolve=True)
-    trainer = config["trainer"]
-    kept = {name: trainer.get(name) for name in (*STEPS, *LENGTHS)}
-    data = {name: value for name, value in config["dataset"].items() if name != "seed"}
-    return config | {"dataset": data, "trainer": kept}
+def what_differs(runs: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """What runs tell, in their order, and in which settings they are no repetitions."""
+    told = {run.folder: run for run in read_runs(runs)[0]}
+    known = [told[run] for run in runs]
+    names = [name for name in swept(known) if not is_seed(name)]
+    if names:
+        log.warning(
+            "run: different settings (%s), so that the mean of all is of no one model; "
+            "table.csv has that of each",
+            ", ".join(names),
+        )
+    return known, names
 
 
 def copy_settings(cfg: DictConfig, run: str, folder: Path) -> None:
@@ -208,18 +200,50 @@ def copy_settings(cfg: DictConfig, run: str, folder: Path) -> None:
     OmegaConf.save(OmegaConf.create([f"run={run}", *others]), folder / ".hydra/overrides.yaml")
 
 
-def run_columns(runs: Sequence[str], tested: Sequence[Metrics]) -> dict[str, np.ndarray]:
-    """A row for each run tested so far: its folder here, its own, its seed and its metrics."""
+def run_columns(
+    runs: Sequence[Run], names: Sequence[str], tested: Sequence[Metrics]
+) -> dict[str, Sequence[Any]]:
+    """A row for each run tested so far: its folder here, its own, its settings and its metrics."""
     done = runs[: len(tested)]
-    columns = {
-        "folder": np.arange(len(done)),
-        "run": np.array(done),
-        "seed": np.array([read_config(run).seed for run in done]),
+    columns: dict[str, Sequence[Any]] = {
+        "folder": range(len(done)),
+        "run": [run.folder for run in done],
+        **{name: [run.value(name) for run in done] for name in (*names, "seed")},
     }
-    for name in sorted({name for metrics in tested for name in metrics}):
-        # Of no type, so that what a run lacks is an empty cell.
-        columns[name] = np.array([metrics.get(name) for metrics in tested], dtype=object)
+    for name in metric_names(tested):
+        columns[name] = [metrics.get(name) for metrics in tested]
     return columns
+
+
+def metric_names(tested: Sequence[Metrics]) -> list[str]:
+    return sorted({name for metrics in tested for name in metrics})
+
+
+def tell_means(metrics: Metrics, runs: int) -> None:
+    """Log what `summary` says of several runs."""
+    log.info("mean ± sample standard deviation of %d runs:", runs)
+    means = {name: value for name, value in metrics.items() if f"{name}_std" in metrics}
+    for name, mean in sorted(means.items()):
+        log.info("%-40s %.6g ± %.2g", name, mean, metrics[f"{name}_std"])
+    log.info("%s", in_short(means))
+
+
+def tell_groups(
+    output: Path, runs: Sequence[Run], names: Sequence[str], tested: Sequence[Metrics]
+) -> None:
+    """Write and log the means of the runs that are alike in some settings, as `svae.sweep` does.
+
+    Arguments:
+        output: The folder of `table.csv`.
+        runs: What was tested.
+        names: The settings.
+        tested: The metrics of each.
+    """
+    both = zip(runs, tested, strict=True)
+    groups = grouped([replace(run, metrics=metrics) for run, metrics in both], names)
+    write_csv(output / "table.csv", table_columns(groups, names, metric_names(tested)))
+    shown = [name for name in SUMMARY if name in metric_names(tested)]
+    log.info("by %s:\n%s", ", ".join(names), "\n".join(plain(groups, names, shown)))
 
 
 def summary(tested: Sequence[Metrics]) -> Metrics:

@@ -31,6 +31,7 @@ __all__ = [
     "LENGTHS",
     "NO_MATTER",
     "STEPS",
+    "SUMMARY",
     "UNTOLD",
     "build_module",
     "checkpoint_path",
@@ -268,7 +269,7 @@ def _remedy(dataset: DictConfig, shape: tuple[int, ...], wanted: tuple[int, ...]
 
 
 #: What the last lines of a command tell, where it was measured.
-_SUMMARY = (
+SUMMARY = (
     "val/elbo",
     "test/elbo",
     "test/iwae_bound",
@@ -288,7 +289,7 @@ _SUMMARY = (
 
 def in_short(metrics: Mapping[str, float]) -> str:
     """The metrics that matter most, in a line."""
-    known = [f"{name} {significant(metrics[name], 4)}" for name in _SUMMARY if name in metrics]
+    known = [f"{name} {significant(metrics[name], 4)}" for name in SUMMARY if name in metrics]
     return ", ".join(known) or "nothing was validated or tested"
 
 

@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,8 +85,11 @@ def latent_columns(
     return columns
 
 
-def write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write columns of one length, each number with the digits that tell it from all others."""
+def write_csv(path: Path, columns: Mapping[str, np.ndarray | Sequence[Any]]) -> None:
+    """Write columns of one length, each number with the digits that tell it from all others.
+
+    None is an empty cell.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -11,7 +11,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, ListConfig
 
 from svae.command import command
@@ -70,8 +69,8 @@ def sweep(cfg: DictConfig) -> Path:
         # What failed is no result; its row in runs.csv has what there is of it.
         counted = once([run for run in runs if not run.failed], layout)
         groups = grouped(counted, layout.groups)
-        write_columns(output / "runs.csv", run_columns(runs, layout.swept))
-        write_columns(output / "table.csv", table_columns(groups, layout.groups, metrics))
+        write_csv(output / "runs.csv", run_columns(runs, layout.swept))
+        write_csv(output / "table.csv", table_columns(groups, layout.groups, metrics))
         write_atomic(output / "table.md", markdown(groups, layout.groups, metrics))
         draw(runs, counted, layout, metrics, output / "figures")
     tell_states(runs)
@@ -135,11 +134,6 @@ def run_columns(runs: Sequence[Run], names: Sequence[str]) -> dict[str, list[Val
     for name in sorted({name for run in runs for name in run.metrics}):
         columns[name] = [run.metrics.get(name) for run in runs]
     return columns
-
-
-def write_columns(path: Path, columns: dict[str, list[Value | None]]) -> None:
-    """A CSV file in which None is an empty cell."""
-    write_csv(path, {name: np.array(cells, dtype=object) for name, cells in columns.items()})
 
 
 def draw(
