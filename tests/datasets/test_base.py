@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from svae.datasets import ImageDataModule, RotDigits, base
-from svae.datasets.base import EpochBatches, InMemory, read_ahead
+from svae.datasets.base import SPLITS, EpochBatches, InMemory, read_ahead
 from svae.errors import UserError
 
 
@@ -156,9 +156,65 @@ class Numbers(ImageDataModule):
         self.rows = rows
 
     def read(self):
-        index = torch.arange(1000, 1003)
-        held = {"image": torch.zeros(3, 1, 4, 4), "index": index}
-        return {"train": OnDisk(self.rows), "val": held, "test": held}
+        held = {"image": torch.zeros(3, 1, 4, 4), "index": torch.arange(1000, 1003)}
+        return {
+            "train": OnDisk(self.rows),
+            "val": held,
+            "test": held | {"index": held["index"] + 3},
+        }
+
+
+def own_splits():
+    return {
+        split: {
+            "image": torch.rand(4, 1, 8, 8),
+            "index": torch.arange(4) + 4 * number,
+            "label": torch.zeros(4, dtype=torch.int64),
+        }
+        for number, split in enumerate(SPLITS)
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"index": None}, r"the split val holds no index; expected index \(N,\)"),
+        ({"image": None}, r"the split val holds no image; expected image \(N, C, H, W\)"),
+        (
+            {"image": torch.zeros(4, 8, 8)},
+            r"image of the split val: expected torch.float32 of shape \(N, C, H, W\), got "
+            r"torch.float32 of shape \(4, 8, 8\)",
+        ),
+        (
+            {"image": torch.zeros(4, 1, 8, 8, dtype=torch.uint8)},
+            r"expected torch.float32 of shape .*, got torch.uint8 of shape \(4, 1, 8, 8\)",
+        ),
+        (
+            {"index": torch.zeros(4)},
+            r"index of the split val: expected torch.int64 of shape \(N,\)",
+        ),
+        ({"label": torch.zeros(3)}, "the split val holds 4 numbers in index and 3 of label"),
+        ({"index": torch.tensor([4, 5, 6, 3])}, "index 3 is that of 2 images of train, val and"),
+    ],
+)
+def test_a_data_set_that_gives_something_else(monkeypatch, changed, message):
+    splits = own_splits()
+    splits["val"] = {k: v for k, v in (splits["val"] | changed).items() if v is not None}
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    with pytest.raises(ValueError, match=f"^dataset: .*{message}"):
+        data.setup()
+
+
+def test_a_data_set_without_a_split(monkeypatch):
+    data = Numbers(torch.arange(10), 0)
+    for given, told in ((own_splits() | {"other": {}}, "train, val, test, other"), ({}, "none")):
+        monkeypatch.setattr(data, "read", lambda given=given: given)
+        with pytest.raises(ValueError, match=f"Numbers gave the splits {told}; expected train"):
+            data.setup()
+    monkeypatch.setattr(data, "read", own_splits)
+    data.setup()
+    assert len(data.everything()) == 12
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -284,6 +284,42 @@ class Loader(DataLoader[Batch]):
             raise UserError(one_line(error)) from error
 
 
+def _checked(name: str, split: Batch) -> Batch:
+    """The tensors of a split.
+
+    Raises:
+        ValueError: They are not what `ImageDataModule.read` is to give.
+    """
+    for key, axes, dtype in (("image", "N, C, H, W", torch.float32), ("index", "N,", torch.int64)):
+        if key not in split:
+            raise ValueError(f"dataset: the split {name} holds no {key}; expected {key} ({axes})")
+        tensor = split[key]
+        if tensor.ndim != axes.count(",") + (key == "image") or tensor.dtype != dtype:
+            raise ValueError(
+                f"dataset: {key} of the split {name}: expected {dtype} of shape ({axes}), got "
+                f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            )
+    count = len(split["index"])
+    for key, tensor in split.items():
+        if len(tensor) != count:
+            raise ValueError(
+                f"dataset: the split {name} holds {count} numbers in index and {len(tensor)} of "
+                f"{key}; expected one for each image"
+            )
+    return split
+
+
+def _check_indices(sources: Mapping[str, "ImageSource"]) -> None:
+    """Raise ValueError if an index stands for two images."""
+    index = torch.cat([source.tensors["index"] for source in sources.values()])
+    values, counts = index.unique(return_counts=True)
+    if len(values) < len(index):
+        raise ValueError(
+            f"dataset: index {values[counts > 1][0]} is that of {counts.max()} images of train, "
+            "val and test; expected disjoint splits and a number of its own for each image"
+        )
+
+
 def fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
     """Whether a device is a GPU that tensors take little of: a quarter of its free memory."""
     if device.type != "cuda":
@@ -354,12 +390,18 @@ class ImageDataModule(pl.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if not self.sources:
             splits = self.read()
+            if splits.keys() != set(SPLITS):
+                raise ValueError(
+                    f"dataset: read() of {type(self).__name__} gave the splits "
+                    f"{', '.join(splits) or 'none'}; expected {', '.join(SPLITS)}"
+                )
             sources = {
-                name: InMemory(split) if isinstance(split, dict) else split
+                name: InMemory(_checked(name, split)) if isinstance(split, dict) else split
                 for name, split in splits.items()
             }
             if empty := [name for name in SPLITS if not len(sources[name])]:
                 raise ValueError(f"dataset: no images are left for {', '.join(empty)}")
+            _check_indices(sources)
             self.sources = sources
 
     @property
