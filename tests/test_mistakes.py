@@ -8,12 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from tests.helpers import write_pictures
 
 import svae
 import svae.evaluate
 import svae.train
+from svae.train import tell_few_steps
 
 QUICK = ["debug=quick", "dataset.train_copies=1"]
 
@@ -386,3 +388,26 @@ def test_own_images(make, message, capfd, monkeypatch, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert not (tmp_path / "run" / "config.yaml").exists()
     assert {p: p.read_bytes() for p in before} == before
+
+
+@pytest.mark.parametrize(
+    ("images", "changed", "told"),
+    [
+        (120, {}, "only 40 training steps in 20 epochs: of 120 images in batches of 100 .*=500 "),
+        (120, {"accumulate_grad_batches": 2}, "only 20 training steps .*max_epochs=1000 makes"),
+        (30, {"max_epochs": 199}, "only 199 training steps in 199 epochs"),
+        (30, {"max_epochs": 200}, None),
+        (120, {"limit_train_batches": 2}, None),
+        (120, {"max_steps": 3}, None),
+        (120, {"max_epochs": -1}, None),
+    ],
+)
+def test_a_training_of_few_steps_is_warned_of(images, changed, told, caplog):
+    trainer = OmegaConf.create(
+        {"max_epochs": 20, "max_steps": -1, "max_time": None, "limit_train_batches": None}
+        | {"accumulate_grad_batches": 1}
+        | changed
+    )
+    tell_few_steps(trainer, images, 100)
+    assert bool(caplog.messages) == (told is not None)
+    assert told is None or re.search(told, caplog.text)

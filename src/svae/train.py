@@ -76,6 +76,9 @@ __all__ = ["main", "train"]
 
 log = logging.getLogger(__name__)
 
+#: With fewer steps than that, the user is warned, and told of a number of epochs that makes more.
+_FEW_STEPS, _MANY_STEPS = 200, 1000
+
 #: A weight in float32, its gradient, and one moment of an optimiser; Adam has two.
 _BYTES_OF_WEIGHT = 12
 
@@ -347,8 +350,9 @@ def prepare(
         plugins=[AtomicCheckpointIO(), distributed.environment()],
     )
     data.check_shares(trainer.world_size, [s for s in SPLITS if s != "test" or cfg.test])
-    in_step = min(data.batch_size, len(data.sources["train"]))
-    check_memory(module, cfg.trainer, in_step / trainer.world_size)
+    count = len(data.sources["train"])
+    check_memory(module, cfg.trainer, min(data.batch_size, count) / trainer.world_size)
+    tell_few_steps(cfg.trainer, count, data.batch_size)
     save_config(cfg)
     save_status(cfg, Status("running"))
     for logger in loggers:
@@ -425,6 +429,22 @@ def weights_within(memory: int, image_shape: Sequence[int]) -> Iterator[None]:
         raise too_large from error
     finally:
         hook.remove()
+
+
+def tell_few_steps(trainer: DictConfig, images: int, batch_size: int) -> None:
+    """Warn of a training that is over before anything can be learned, whose result is grey fog."""
+    limited = trainer.limit_train_batches is not None or trainer.max_time is not None
+    if limited or trainer.max_epochs in (None, -1):
+        return
+    in_epoch = math.ceil(images / batch_size) / trainer.accumulate_grad_batches
+    steps = math.ceil(trainer.max_epochs * in_epoch)
+    if steps < _FEW_STEPS and trainer.max_steps == -1:
+        log.warning(
+            "only %d training steps in %d epochs: of %d images in batches of %d most models learn "
+            "nothing in so few; expected some hundred, trainer.max_epochs=%d makes %d",
+            *(steps, trainer.max_epochs, images, batch_size),
+            *(math.ceil(_MANY_STEPS / in_epoch), _MANY_STEPS),
+        )
 
 
 def check_memory(module: VAEModule, trainer: DictConfig, images: float) -> None:
