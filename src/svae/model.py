@@ -274,8 +274,8 @@ class SpatialVAE(nn.Module):
         of an angle is often half a turn off, and the generator can tell. Of one with a lattice,
         which has seen all turns, they lie between its points, and that is kept whose angle most
         agree on: what remains wrong is the choice between two angles at which an object looks
-        nearly the same, and there it is the interpolation of the image that decides. What is
-        kept is a function of the image, so that bounds stay bounds.
+        nearly the same, and there it is the interpolation of the image that decides. Bounds stay
+        bounds, except for positions that lie on a lattice (`AttentionPosterior.settled`).
 
         Arguments:
             image: Images, with shape (B, C, H, W).
@@ -324,7 +324,8 @@ class SpatialVAE(nn.Module):
         turn, shift = turns[agreed.number], shifts[agreed.number]
         found = self._posterior(transform_image(image, turn, shift), frame=(-turn, -shift))
         q = cast(AttentionPosterior, found)
-        return q.turned(agreed.turn).shifted(agreed.move).added(agreed.z, agreed.log_scale)
+        moved = q.turned(agreed.turn).shifted(agreed.move).added(agreed.z, agreed.log_scale)
+        return moved.settled()
 
     def _params(self, image: Tensor) -> Tensor:
         """The parameters of the posterior of images."""
@@ -420,6 +421,8 @@ class SpatialVAE(nn.Module):
         subset = self._some_pixels(image, noise, pixels, self.pixel_focus)
         log_likelihood = self._score(ctf)(image, latents, subset, weights)
         kl = q.kl(self.priors)
+        if (excess := q.excess(latents, self.priors)) is not None:
+            kl = kl | {"lattice": kl["lattice"] + (weights * excess).sum(0)}
         return ELBO(
             log_likelihood=(weights * log_likelihood).sum(0),
             kl=kl,

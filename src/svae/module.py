@@ -154,7 +154,7 @@ class VAEModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         q = self.model.infer(batch["image"], ctf=CTF.of(batch))
-        elbo = self._bound("val", batch, q)
+        elbo = self._bound("val", batch, self._bounding(batch, q))
         self._update("val", elbo)
         self._collect(batch, q, elbo, q.mode())
 
@@ -164,14 +164,15 @@ class VAEModule(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         q = self.model.infer(batch["image"], ctf=CTF.of(batch))
+        bounding = self._bounding(batch, q)
         more = {}
         if self.iwae_samples:
             noise = Noise(self.seed, "iwae", batch["index"])
             log_weights = self.model.importance_log_weights(
-                batch["image"], noise, self.iwae_samples, q, ctf=CTF.of(batch)
+                batch["image"], noise, self.iwae_samples, bounding, ctf=CTF.of(batch)
             )
             more["iwae_bound"] = importance_weighted_bound(log_weights)
-        elbo = self._bound("test", batch, q)
+        elbo = self._bound("test", batch, bounding)
         self._update("test", elbo, **more)
         reference = None
         if "untransformed" in batch and "theta" in self.model.priors:
@@ -361,6 +362,12 @@ class VAEModule(pl.LightningModule):
         self.inferred = Inferred.from_tensors(self.per_image.compute())
         self.per_image.reset()
         return self.inferred
+
+    def _bounding(self, batch: Batch, q: Posterior) -> Posterior:
+        """The posterior of which a bound is told: `q`, or if it has none that of one candidate."""
+        if q.gives_bound:
+            return q
+        return self.model.infer(batch["image"], 1, ctf=CTF.of(batch))
 
     def _bound(self, split: str, batch: Batch, q: Posterior) -> ELBO:
         # The same noise at every evaluation, so that epochs and runs compare.

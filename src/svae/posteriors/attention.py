@@ -74,6 +74,7 @@ class AttentionPosterior:
         gives_bound: Whether what `rsample` gives is a sample of the posterior, so that the ELBO
             estimated from it is a bound.
         guidance: What training subtracts beside the divergences (B,), if anything.
+        placed: Whether `frame` was chosen by looking at the images (`settled`).
     """
 
     head: Attention
@@ -85,6 +86,7 @@ class AttentionPosterior:
     sampler: Callable[[AttentionPosterior, int, Noise], tuple[Latents, Tensor]] | None = None
     gives_bound: bool = True
     guidance: Tensor | None = None
+    placed: bool = False
 
     # ---- the lattice
 
@@ -253,6 +255,17 @@ class AttentionPosterior:
             more = {name: value + self.more[name] for name, value in more.items()}
         return replace(self, more=more)
 
+    def settled(self) -> AttentionPosterior:
+        """The same, of which it is known that the frame was chosen by looking at the images.
+
+        `kl` compares with the prior put onto the lattice where that lies. As a function of the
+        image that is no prior, and no bound follows from it: `log_prior` is that of the lattice
+        at rest, and `excess` what that makes. Where positions lie on the lattice and nowhere
+        between, they have no chance under it, and there is no bound.
+        """
+        nowhere = len(self.head.shifts) > 1 and not self.head.between
+        return replace(self, placed=not nowhere, gives_bound=self.gives_bound and not nowhere)
+
     # ---- divergences and densities
 
     def kl(self, priors: Priors) -> dict[str, Tensor]:
@@ -290,8 +303,11 @@ class AttentionPosterior:
     def log_prior(self, latents: Latents, priors: Priors) -> Tensor:
         """Log prior density of content, angle and size, and of the position its density or mass.
 
-        These are the marginals over the lattice of the prior that the divergence has.
+        These are the marginals over the lattice of the prior that the divergence has, or, of a
+        posterior that is `settled`, that it has of a lattice at rest.
         """
+        if self.placed:
+            return replace(self, frame=None, placed=False).log_prior(latents, priors)
         around = self.head.around(priors)
         positions, rotations = self.log_lattice_prior(priors)
         log_prob_at = around["shift"].log_prob if "shift" in around else Exactly.log_prob_of
@@ -309,6 +325,12 @@ class AttentionPosterior:
         if "scale" in priors:
             log_prior = log_prior + priors["scale"].log_prob(latents.log_scale)
         return log_prior
+
+    def excess(self, latents: Latents, priors: Priors) -> Tensor | None:
+        if not self.placed:
+            return None
+        here = replace(self, placed=False)
+        return here.log_prior(latents, priors) - self.log_prior(latents, priors)
 
     def log_prob(self, latents: Latents) -> Tensor:
         """Log-density, with shape (..., B); of a position that lies on the lattice, log-mass.

@@ -60,7 +60,13 @@ class Posterior(Protocol):
         """The terms that training minimises in the place of `kl`, each with shape (B,)."""
 
     def log_prior(self, latents: Latents, priors: Mapping[str, Prior]) -> Tensor:
-        """Log-density of the prior that `kl` compares with; shapes as for `log_prob`."""
+        """Log-density of the prior; shapes as for `log_prob`."""
+
+    def excess(self, latents: Latents, priors: Mapping[str, Prior]) -> Tensor | None:
+        """By how much the prior that `kl` compares with is above `log_prior`; None: nowhere.
+
+        Its expectation under q is what `kl` lacks. Shapes as for `log_prob`.
+        """
 
     def log_prob(self, latents: Latents) -> Tensor:
         """Log-density in nats, with shape (..., B), of latents with shape (..., B, ...)."""

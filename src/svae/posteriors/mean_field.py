@@ -97,6 +97,9 @@ class MeanFieldPosterior:
         values = latents.values()
         return torch.stack([priors[k].log_prob(values[k]) for k in self.factors]).sum(0)
 
+    def excess(self, latents: Latents, priors: Mapping[str, Prior]) -> None:
+        return None
+
     def log_prob(self, latents: Latents) -> Tensor:
         values = latents.values()
         if self.frame is not None:
