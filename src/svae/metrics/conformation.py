@@ -17,8 +17,8 @@ def conformation_metrics(
     A component that is constant counts as 0, and no number is NaN.
 
     * `conformation_correlation`: the largest absolute value of Pearson's correlation of a
-      component with the true conformation. Where these are uniform, components that are normal,
-      as the prior wants them, reach sqrt(3 / pi) = 0.977 at most.
+      component with the true conformation. Where these are uniform, components that are
+      exactly normal reach sqrt(3 / pi) = 0.977 at most.
     * `z_theta_circular_correlation`: the largest absolute value of `circular_correlation` of a
       component, read as an angle in radians, with the true angle: table 1 of spatial-VAE.
     * `z_theta_correlation`: the largest multiple correlation of a component with the true angle's
