@@ -617,6 +617,27 @@ def test_what_is_found_from_the_images_of_a_seed_is_its_own(make, tmp_path):
     assert "dataset.scale" in swept(runs_in(tmp_path / "s"))
 
 
+@pytest.mark.parametrize("choice", ["auto", "gaussian"])
+def test_the_first_width_of_a_likelihood_is_its_seeds_where_it_was_found(make, tmp_path, choice):
+    for z_dim in (2, 3):
+        for seed in (1, 2):
+            make(
+                f"s/{z_dim}-{seed}",
+                typed=["model.z_dim", "seed"],
+                choices={"model/likelihood": choice},
+                metrics={"val/elbo": -seed},
+                model__z_dim=z_dim,
+                model__likelihood__std=0.1 * seed,
+                seed=seed,
+            )
+    runs = runs_in(tmp_path / "s")
+    layout = laid_out(runs, None, None)
+    width = [] if choice == "auto" else ["model.likelihood.std"]
+    assert layout.swept == ["model.z_dim", "seed", *width]
+    assert layout.kinds == width
+    assert layout.groups == ["model.z_dim", *width]
+
+
 def test_a_run_that_failed_early_has_the_settings_it_was_given(make, tmp_path):
     named = {"typed": ["model.z_dim", "model.image_shape"]}
     make("s/0", model__z_dim=2, **named)

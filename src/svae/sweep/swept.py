@@ -9,10 +9,12 @@ __all__ = ["is_seed", "kinds", "numeric", "ordered", "swept", "varies"]
 
 #: Their choice is not the value of one section.
 ACROSS = ("experiment",)
-#: What normalises images is found from those trained on, and which these are is up to the seed.
+#: What normalises images, and a likelihood's first standard deviation, are found from the images
+#: trained on, and which these are is up to the seed.
 FOUND = tuple(f"dataset.{name}" for name in ("offset", "scale", "mean", "std"))
+FOUND_BY_AUTO = "model.likelihood.std"
 #: Of the data set and the likelihood, this changes no bound.
-SAME_IMAGES = ("dataset.batch_size", *FOUND)
+SAME_IMAGES = ("dataset.batch_size",)
 
 
 def swept(runs: Sequence[Run]) -> list[str]:
@@ -38,7 +40,7 @@ def kinds(runs: Sequence[Run]) -> list[str]:
         name
         for name in _settings(runs)
         if (within(name, "dataset") or within(name, "model.likelihood"))
-        and not (is_seed(name) or name in SAME_IMAGES)
+        and not (is_seed(name) or name in SAME_IMAGES or _is_found(runs, name))
     ]
     return _with_others(runs, (*groups, *settings), [])
 
@@ -88,11 +90,17 @@ def _with_others(runs: Sequence[Run], names: Iterable[str], found: Sequence[str]
     """
     found = list(found)
     for name in names:
-        by_seed = is_seed(name) or name in FOUND
+        by_seed = is_seed(name) or _is_found(runs, name)
         known = [other for other in found if by_seed or not is_seed(other)]
         if varies(runs, name) and not _follows(runs, name, known):
             found.append(name)
     return found
+
+
+def _is_found(runs: Sequence[Run], name: str) -> bool:
+    """Whether a setting is what the images of a seed make it, where nobody set it."""
+    auto = all(run.choices.get("model/likelihood") == "auto" for run in runs)
+    return name in FOUND or (name == FOUND_BY_AUTO and auto)
 
 
 def _chosen(runs: Sequence[Run]) -> list[str]:
@@ -117,7 +125,7 @@ def _settings(runs: Sequence[Run]) -> list[str]:
     }
     told = [n for n in names if decides(n) or any(within(n, section) for section in named)]
     told.sort(key=lambda name: (name.count("."), not name.endswith("._target_")))
-    return sorted(told, key=lambda name: (name in FOUND, is_seed(name)))
+    return sorted(told, key=lambda name: (_is_found(runs, name), is_seed(name)))
 
 
 def _follows(runs: Sequence[Run], name: str, known: Sequence[str]) -> bool:
