@@ -164,6 +164,18 @@ class Numbers(ImageDataModule):
         }
 
 
+class Lazy(OnDisk):
+    """The same of a split in memory, of which the images are not known before."""
+
+    def __init__(self, split, **other):
+        self.split, self.other = split, other
+        self.tensors = {key: tensor for key, tensor in split.items() if key != "image"}
+
+    def __getitem__(self, rows):
+        batch = {key: tensor[rows] for key, tensor in self.split.items()} | self.other
+        return {key: tensor for key, tensor in batch.items() if tensor is not None}
+
+
 def own_splits():
     return {
         split: {
@@ -195,6 +207,15 @@ def own_splits():
         ),
         ({"label": torch.zeros(3)}, "the split val holds 4 numbers in index and 3 of label"),
         ({"index": torch.tensor([4, 5, 6, 3])}, "index 3 is that of 2 images of train, val and"),
+        (
+            {"image": torch.zeros(4, 1, 8, 6)},
+            r"images of the split val have the shape \(1, 8, 6\) and those of train \(1, 8, 8\)",
+        ),
+        ({"untransformed": torch.rand(4, 1, 8, 8)}, "val holds untransformed; .* in test alone"),
+        ({"theta": torch.zeros(4)}, "the split val holds theta and test does not; expected it"),
+        ({"name": ["a", "b", "c", "d"]}, "name of the split val: expected a tensor, got list"),
+        ({"image": torch.zeros(4, 1, 8, 8).numpy()}, "image of .*: expected a tensor, got ndarr"),
+        ({"weight": torch.tensor(1.0)}, "holds 4 numbers in index and 1 of weight"),
     ],
 )
 def test_a_data_set_that_gives_something_else(monkeypatch, changed, message):
@@ -206,9 +227,60 @@ def test_a_data_set_that_gives_something_else(monkeypatch, changed, message):
         data.setup()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("theta", torch.zeros(4, 1), r"torch.float32 of shape \(N,\), got torch.float32 .*4, 1"),
+        ("theta", torch.zeros(4, dtype=torch.int64), "torch.float32 of .*, got torch.int64 of"),
+        ("theta", torch.tensor([0, 1, torch.nan, 2]), "finite numbers, got nan for index 10"),
+        ("shift", torch.zeros(4, 3), r"torch.float32 of shape \(N, 2\), got .* \(4, 3\)"),
+        ("shift", torch.tensor([[0, torch.inf]] * 4), r"finite numbers, got \[0.0, inf\]"),
+        ("label", torch.zeros(4, 1).long(), r"torch.int64 of shape \(N,\), got .* \(4, 1\)"),
+        ("label", torch.zeros(4), r"torch.int64 of shape \(N,\), got torch.float32"),
+        ("label", torch.tensor([0, 1, 2, -1]), "numbers from 0, got -1 for index 11"),
+        ("symmetry", torch.ones(4), r"torch.int64 of shape \(N,\), got torch.float32"),
+        ("symmetry", torch.zeros(4).long(), "numbers from 1, got 0 for index 8"),
+        ("scale", torch.ones(4, 1), r"torch.float32 of shape \(N,\), got .* \(4, 1\)"),
+        ("scale", torch.tensor([1, 0, 1, 1.0]), "finite numbers above 0, got 0.0 for index 9"),
+        ("conformation", torch.ones(4, 1), r"torch.float32 of shape \(N,\), got .* \(4, 1\)"),
+        ("untransformed", torch.zeros(4, 1, 8, 6), r"what image is, .* 1, 8, 8\), got .* 6\)"),
+    ],
+)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_truth_that_is_none(monkeypatch, key, value, message, lazy):
+    splits = own_splits()
+    splits["test"][key] = value
+    if lazy:
+        splits["test"] = Lazy(splits["test"])
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    with pytest.raises(ValueError, match=f"^dataset: {key} of the split test: expected {message}"):
+        data.setup()
+
+
+def test_truth_of_any_precision_and_what_nobody_knows_are_let_be(monkeypatch):
+    splits = own_splits()
+    for split in splits.values():
+        split |= {
+            "theta": torch.zeros(4, dtype=torch.float64),
+            "shift": torch.zeros(4, 2, dtype=torch.float64),
+            "label": split["label"].int(),
+            "weight": torch.zeros(4, 5, 5),
+        }
+    splits["test"] |= {"scale": torch.ones(4), "untransformed": splits["test"]["image"]}
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    data.setup()
+    everything = data.everything()
+    assert everything.tensors.keys() == {
+        *("image", "index", "label", "theta", "shift", "weight", "split")
+    }
+
+
 def test_a_data_set_without_a_split(monkeypatch):
     data = Numbers(torch.arange(10), 0)
-    for given, told in ((own_splits() | {"other": {}}, "train, val, test, other"), ({}, "none")):
+    more = own_splits() | {"other": {}}
+    for given, told in ((more, "train, val, test, other"), ({}, "none"), (None, "none")):
         monkeypatch.setattr(data, "read", lambda given=given: given)
         with pytest.raises(ValueError, match=f"Numbers gave the splits {told}; expected train"):
             data.setup()

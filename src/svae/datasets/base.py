@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -44,8 +44,35 @@ _PART_FOR_DATA = 0.25
 #: hold at most.
 _SAMPLE_IMAGES, _SAMPLE_NUMBERS = 1000, 2**23
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 T = TypeVar("T")
 Part = TypeVar("Part")
+
+
+class _Known(NamedTuple):
+    """What a split may know of each image: one of these for each, and what values it may have."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    values: str
+    good: Callable[[Tensor], Tensor]
+
+
+#: The truth that figures and metrics look for, as `ImageDataModule.read` tells of it.
+_TRUTH = {
+    "label": _Known((), torch.int64, "numbers from 0", lambda value: value >= 0),
+    "theta": _Known((), torch.float32, "finite numbers", torch.isfinite),
+    "shift": _Known((2,), torch.float32, "finite numbers", torch.isfinite),
+    "symmetry": _Known((), torch.int64, "numbers from 1", lambda value: value >= 1),
+    "scale": _Known(
+        (),
+        torch.float32,
+        "finite numbers above 0",
+        lambda value: value.isfinite() & (value > 0),
+    ),
+    "conformation": _Known((), torch.float32, "finite numbers", torch.isfinite),
+}
 
 
 class ImageSource(Protocol):
@@ -284,29 +311,146 @@ class Loader(DataLoader[Batch]):
             raise UserError(one_line(error)) from error
 
 
-def _checked(name: str, split: Batch) -> Batch:
-    """The tensors of a split.
+def _source(name: str, split: Any) -> ImageSource:
+    """The images of a split.
 
     Raises:
         ValueError: They are not what `ImageDataModule.read` is to give.
     """
-    for key, axes, dtype in (("image", "N, C, H, W", torch.float32), ("index", "N,", torch.int64)):
-        if key not in split:
-            raise ValueError(f"dataset: the split {name} holds no {key}; expected {key} ({axes})")
-        tensor = split[key]
-        if tensor.ndim != axes.count(",") + (key == "image") or tensor.dtype != dtype:
+    if isinstance(split, dict):
+        _check_tensors(name, split, ("image", "index"))
+        return InMemory(split)
+    if not isinstance(getattr(split, "tensors", None), dict):
+        raise ValueError(
+            f"dataset: the split {name} is of type {type(split).__name__}; expected a dict of "
+            "tensors, or an ImageSource with a dict called tensors"
+        )
+    source: ImageSource = split
+    _check_tensors(name, source.tensors, ("index",))
+    if len(source) != len(source.tensors["index"]):
+        raise ValueError(
+            f"dataset: the split {name} has {len(source)} images and "
+            f"{len(source.tensors['index'])} numbers in index; expected one for each"
+        )
+    return source
+
+
+def _first(name: str, source: ImageSource) -> Batch:
+    """The first image of a split, with what is known of it.
+
+    Raises:
+        ValueError: The split reads something else than `ImageDataModule.read` is to give.
+    """
+    rows = torch.tensor([0])
+    batch = source[rows]
+    if isinstance(source, InMemory):
+        return batch  # all of it was checked
+    known = ", ".join(sorted({"image", *source.tensors}))
+    if not isinstance(batch, dict) or batch.keys() != {"image", *source.tensors}:
+        given = ", ".join(sorted(batch)) if isinstance(batch, dict) else type(batch).__name__
+        raise ValueError(
+            f"dataset: a batch of the split {name} holds {given}; expected {known}: the image, "
+            "and what tensors of its source has"
+        )
+    _check_tensors(name, batch, ("image", "index"))
+    if not torch.equal(batch["index"].cpu(), source.tensors["index"][rows].cpu()):
+        raise ValueError(
+            f"dataset: row 0 of the split {name} was asked for, and the images with index "
+            f"{batch['index'].tolist()} were given; expected "
+            f"{source.tensors['index'][rows].tolist()}"
+        )
+    return batch
+
+
+def _check_tensors(name: str, split: Batch, needed: Sequence[str]) -> None:
+    """Raise ValueError if the tensors of a split are not what `ImageDataModule.read` is to give.
+
+    Arguments:
+        name: Of the split, for messages.
+        split: Its tensors.
+        needed: Those that must be there.
+    """
+    for key, tensor in split.items():
+        if not isinstance(tensor, Tensor):
             raise ValueError(
-                f"dataset: {key} of the split {name}: expected {dtype} of shape ({axes}), got "
-                f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                f"dataset: {key} of the split {name}: expected a tensor, got "
+                f"{type(tensor).__name__}"
             )
+    for key, axes, dtype in (("image", "N, C, H, W", torch.float32), ("index", "N,", torch.int64)):
+        if key in needed and key not in split:
+            raise ValueError(f"dataset: the split {name} holds no {key}; expected {key} ({axes})")
+        ndim = axes.count(",") + (key == "image")
+        if key in split and (split[key].ndim != ndim or split[key].dtype != dtype):
+            raise _other(name, key, axes, dtype, split[key])
     count = len(split["index"])
     for key, tensor in split.items():
-        if len(tensor) != count:
+        numbers = len(tensor) if tensor.ndim else 1
+        if numbers != count:
             raise ValueError(
-                f"dataset: the split {name} holds {count} numbers in index and {len(tensor)} of "
+                f"dataset: the split {name} holds {count} numbers in index and {numbers} of "
                 f"{key}; expected one for each image"
             )
-    return split
+    for key, known in _TRUTH.items():
+        if key in split:
+            _check_truth(name, key, known, split)
+    if "untransformed" in split:
+        if name != "test":
+            raise ValueError(
+                f"dataset: the split {name} holds untransformed; expected it in test alone"
+            )
+        this, image = split["untransformed"], split.get("image", split["untransformed"])
+        if this.shape != image.shape or this.dtype != image.dtype:
+            raise ValueError(
+                f"dataset: untransformed of the split {name}: expected what image is, "
+                f"{image.dtype} of shape {tuple(image.shape)}, got {this.dtype} of shape "
+                f"{tuple(this.shape)}"
+            )
+
+
+def _check_truth(name: str, key: str, known: _Known, split: Batch) -> None:
+    """Raise ValueError if a truth is not of its shape and kind, or has a value that is none."""
+    tensor = split[key]
+    # Of whatever precision: truth in float64 is as good.
+    floats, integers = tensor.is_floating_point(), tensor.dtype in _INTEGERS
+    kind = floats if known.dtype.is_floating_point else integers
+    if not kind or tensor.shape != (len(split["index"]), *known.shape):
+        axes = ", ".join(["N", *map(str, known.shape)]) + "," * (not known.shape)
+        raise _other(name, key, axes, known.dtype, tensor)
+    good = known.good(tensor).reshape(len(tensor), -1).all(1)
+    if not good.all():
+        row = int((~good).nonzero()[0])
+        raise ValueError(
+            f"dataset: {key} of the split {name}: expected {known.values}, got "
+            f"{tensor[row].tolist()} for index {int(split['index'][row])}"
+        )
+
+
+def _other(name: str, key: str, axes: str, dtype: torch.dtype, tensor: Tensor) -> ValueError:
+    return ValueError(
+        f"dataset: {key} of the split {name}: expected {dtype} of shape ({axes}), got "
+        f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+    )
+
+
+def _check_alike(firsts: Mapping[str, Batch]) -> None:
+    """Raise ValueError if splits differ in the shape of their images, or in what test needs.
+
+    Arguments:
+        firsts: The first image of each split, with what is known of it.
+    """
+    shape = firsts["train"]["image"].shape[1:]
+    for name, first in firsts.items():
+        if (this := first["image"].shape[1:]) != shape:
+            raise ValueError(
+                f"dataset: images of the split {name} have the shape {tuple(this)} and those of "
+                f"train {tuple(shape)}; expected one shape"
+            )
+        # In test it is what is compared with; a truth of test alone is enough for that.
+        if missing := [key for key in _TRUTH if key in first and key not in firsts["test"]]:
+            raise ValueError(
+                f"dataset: the split {name} holds {missing[0]} and test does not; expected it in "
+                "all splits, or in test alone"
+            )
 
 
 def _check_indices(sources: Mapping[str, "ImageSource"]) -> None:
@@ -384,24 +528,25 @@ class ImageDataModule(pl.LightningDataModule):
         * `untransformed` (N, C, H, W), in the test split alone: the same objects upright and
           centred.
 
-        The splits are disjoint.
+        Other tensors with one row for each image are let be. What is known of `train` or `val` is
+        known of `test`, too. A batch of a source has `image` and all of its `tensors`, nothing
+        else. The splits are disjoint.
         """
 
     def setup(self, stage: str | None = None) -> None:
         if not self.sources:
             splits = self.read()
-            if splits.keys() != set(SPLITS):
+            if not isinstance(splits, Mapping) or splits.keys() != set(SPLITS):
+                given = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else ""
                 raise ValueError(
                     f"dataset: read() of {type(self).__name__} gave the splits "
-                    f"{', '.join(splits) or 'none'}; expected {', '.join(SPLITS)}"
+                    f"{given or 'none'}; expected {', '.join(SPLITS)}"
                 )
-            sources = {
-                name: InMemory(_checked(name, split)) if isinstance(split, dict) else split
-                for name, split in splits.items()
-            }
+            sources = {name: _source(name, split) for name, split in splits.items()}
             if empty := [name for name in SPLITS if not len(sources[name])]:
                 raise ValueError(f"dataset: no images are left for {', '.join(empty)}")
             _check_indices(sources)
+            _check_alike({name: _first(name, source) for name, source in sources.items()})
             self.sources = sources
 
     @property
