@@ -171,6 +171,9 @@ class Lazy(OnDisk):
         self.split, self.other = split, other
         self.tensors = {key: tensor for key, tensor in split.items() if key != "image"}
 
+    def __len__(self):
+        return len(self.split["index"])
+
     def __getitem__(self, rows):
         batch = {key: tensor[rows] for key, tensor in self.split.items()} | self.other
         return {key: tensor for key, tensor in batch.items() if tensor is not None}
@@ -275,6 +278,101 @@ def test_truth_of_any_precision_and_what_nobody_knows_are_let_be(monkeypatch):
     assert everything.tensors.keys() == {
         *("image", "index", "label", "theta", "shift", "weight", "split")
     }
+
+
+@pytest.mark.parametrize(
+    ("labels", "number", "names", "found"),
+    [
+        ([0, 1, 2, 2], None, None, 3),
+        ([0, 7, 7, 0], None, None, 2),
+        ([0, 0, 0, 0], None, None, None),
+        ([0, 1, 1, 1], None, ["a", "b", "c"], 3),
+        ([0, 1, 2, 2], 3, ["a", "b", "c"], 3),
+        ([0, 1, 2, 2], 5, None, 5),
+        ([0, 1, 3, 2], 3, None, "num_labels of Numbers stands for 3 labels; .* 0 to 2, got 3"),
+        (
+            [0, 1, 2, 2],
+            None,
+            ["a", "b"],
+            "label_names of Numbers stands for 2 labels; .* 0 to 1, got 2",
+        ),
+    ],
+)
+def test_how_many_labels_there_are(monkeypatch, labels, number, names, found):
+    splits = own_splits()
+    splits["test"]["label"] = torch.tensor(labels)
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    data.num_labels, data.label_names = number, names
+    if isinstance(found, str):
+        with pytest.raises(ValueError, match=f"^dataset: {found}$"):
+            data.setup()
+    else:
+        data.setup()
+        assert data.num_labels == found
+
+
+def test_images_of_all_splits_where_some_are_on_disk(monkeypatch):
+    splits = own_splits()
+    order = torch.randperm(12)
+    for number, split in enumerate(splits.values()):
+        split["index"] = order[4 * number : 4 * number + 4]
+    splits["test"]["scale"] = torch.ones(4)
+    image = torch.cat([split["image"] for split in splits.values()])[order.argsort()]
+    splits |= {"train": Lazy(splits["train"]), "test": Lazy(splits["test"])}
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    everything = data.everything()
+    assert everything.tensors.keys() == {"index", "label", "split"}
+    assert everything.tensors["index"].tolist() == list(range(12))
+    rows = torch.tensor([7, 0, 11, 3, 7])
+    for some in (rows, rows[:1], torch.arange(12)):
+        batch = everything[some]
+        assert torch.equal(batch["image"], image[some])
+        assert torch.equal(batch["index"], some)
+        assert torch.equal(batch["split"], order.argsort()[some] // 4)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"image": None}, "a batch of the split val holds index, label; expected image, index, l"),
+        ({"theta": torch.zeros(1)}, "holds image, index, label, theta; expected image, index, l"),
+        ({"label": None}, "val holds image, index; expected image, index, label: the image, and"),
+        (
+            {"image": torch.zeros(1, 8, 8)},
+            r"image of the split val: expected torch.float32 of shape \(N, C, H, W\), got",
+        ),
+        (
+            {"image": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)},
+            "image of the split val: expected torch.float32 of .*, got torch.uint8",
+        ),
+        ({"image": torch.zeros(1, 1, 8, 6)}, r"val have the shape \(1, 8, 6\) and those of train"),
+        ({"label": torch.zeros(1, 1).long()}, "label of the split val: expected torch.int64 of"),
+        ({"index": torch.tensor([5])}, r"with index \[5\] were given; expected \[4\]"),
+    ],
+)
+def test_a_source_that_reads_something_else(monkeypatch, other, message):
+    splits = own_splits()
+    splits["val"] = Lazy(splits["val"], **other)
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    with pytest.raises(ValueError, match=f"^dataset: .*{message}"):
+        data.setup()
+
+
+def test_a_split_that_is_no_source(monkeypatch):
+    data = Numbers(torch.arange(10), 0)
+    for given, told in ((torch.zeros(3), "Tensor"), ([], "list")):
+        splits = own_splits() | {"val": given}
+        monkeypatch.setattr(data, "read", lambda splits=splits: splits)
+        with pytest.raises(ValueError, match=f"the split val is of type {told}; expected a dict"):
+            data.setup()
+    short = Lazy(own_splits()["val"])
+    short.tensors = {key: tensor[:3] for key, tensor in short.tensors.items()}
+    monkeypatch.setattr(data, "read", lambda: own_splits() | {"val": short})
+    with pytest.raises(ValueError, match="the split val has 4 images and 3 numbers in index"):
+        data.setup()
 
 
 def test_a_data_set_without_a_split(monkeypatch):

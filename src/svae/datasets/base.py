@@ -19,6 +19,7 @@ from svae.errors import UserError, one_line
 
 __all__ = [
     "SPLITS",
+    "AllSplits",
     "Batch",
     "EpochBatches",
     "ImageDataModule",
@@ -187,6 +188,49 @@ class InMemory(Dataset[Batch]):
         if isinstance(rows, Tensor):
             rows = rows.to(self.tensors["index"].device)  # once, and not for each of them
         return {name: tensor[rows] for name, tensor in self.tensors.items()}
+
+
+class AllSplits(Dataset[Batch]):
+    """The images of all splits in the order of their index; an item is the batch of given rows.
+
+    `split` is there in addition, the place of an image's split in `SPLITS`. What not all splits
+    know is left out.
+
+    Arguments:
+        sources: The splits.
+    """
+
+    def __init__(self, sources: Mapping[str, ImageSource]) -> None:
+        self.sources = [sources[name] for name in SPLITS]
+        parts = [
+            source.tensors | {"split": torch.full_like(source.tensors["index"], number)}
+            for number, source in enumerate(self.sources)
+        ]
+        known = [name for name in parts[0] if all(name in part for part in parts)]
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in known}
+        order = tensors["index"].argsort()
+        self.tensors = {name: tensor[order] for name, tensor in tensors.items()}
+        # Where each image is: its split, and its row there.
+        self._split = self.tensors["split"]
+        self._row = torch.cat([torch.arange(len(source)) for source in self.sources])[order]
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        batch = {name: tensor[rows] for name, tensor in self.tensors.items()}
+        if "image" in batch:  # all splits are in memory
+            return batch
+        split, row = self._split[rows], self._row[rows]
+        images: Tensor | None = None
+        for number, source in enumerate(self.sources):
+            places = (split == number).nonzero()[:, 0]
+            if len(places):
+                read = source[row[places]]["image"]
+                if images is None:
+                    images = read.new_empty(len(split), *read.shape[1:])
+                images[places] = read
+        return batch if images is None else {"image": images} | batch
 
 
 class EpochBatches(Sampler[Tensor]):
@@ -483,9 +527,10 @@ class ImageDataModule(pl.LightningDataModule):
             one is trained on; 0 for none. No result depends on it.
     """
 
-    #: How many labels there are, where the data set knows labels.
+    #: How many labels there are, where the data set knows labels; None for as many as have names,
+    #: else as the images have. More than one are compared with as many clusters in the test.
     num_labels: int | None = None
-    #: What the labels are called, by their number, where they have names.
+    #: What the labels are called, by their number, where they have names: one for each.
     label_names: list[str] | None = None
     #: The settings that say how pixels are made from what is read: other images of this kind that
     #: are given to a trained model are read with the values of its run.
@@ -518,7 +563,7 @@ class ImageDataModule(pl.LightningDataModule):
         images of the data set share; a source has the latter among its `tensors`, and images need
         not fit into memory. Where they are known, it also holds
 
-        * `label` (N,), int64;
+        * `label` (N,), int64, from 0; what is not known is a label of its own;
         * `theta` (N,), the angle in radians, counter-clockwise;
         * `shift` (N, 2), the object's centre in grid units, x to the right and y up;
         * `symmetry` (N,), int64, the order of the object's rotational symmetry (1 none, 2 an
@@ -547,7 +592,29 @@ class ImageDataModule(pl.LightningDataModule):
                 raise ValueError(f"dataset: no images are left for {', '.join(empty)}")
             _check_indices(sources)
             _check_alike({name: _first(name, source) for name, source in sources.items()})
+            self._settle_labels(sources)
             self.sources = sources
+
+    def _settle_labels(self, sources: Mapping[str, ImageSource]) -> None:
+        """Find out how many labels there are where the data set does not say it.
+
+        Raises:
+            ValueError: An image has a label beyond those that it says there are.
+        """
+        known = [one.tensors["label"] for one in sources.values() if "label" in one.tensors]
+        if not known:
+            return
+        labels = torch.cat(known).unique()
+        names = None if self.label_names is None else len(self.label_names)
+        for what, count in (("num_labels", self.num_labels), ("label_names", names)):
+            if count is not None and labels[-1] >= count:
+                raise ValueError(
+                    f"dataset: {what} of {type(self).__name__} stands for {count} labels; "
+                    f"expected labels from 0 to {count - 1}, got {labels[-1]}"
+                )
+        # What all images share tells nothing.
+        if self.num_labels is None and len(labels) > 1:
+            self.num_labels = len(labels) if names is None else names
 
     @property
     def splits(self) -> dict[str, Batch]:
@@ -580,17 +647,11 @@ class ImageDataModule(pl.LightningDataModule):
         """The images of all splits in the order of their index, to be encoded.
 
         An item is the batch of the given rows (a tensor); `split` (B,) is there in addition, the
-        place of an image's split in `SPLITS`. A subclass may read them only when they are asked
-        for, and does where its splits are not in memory.
+        place of an image's split in `SPLITS`; what not all splits know is not. A subclass may read
+        other images than those of its splits, all of a file for one.
         """
         self.setup()
-        parts = [
-            batch | {"split": torch.full_like(batch["index"], number)}
-            for number, batch in enumerate(self.splits[name] for name in SPLITS)
-        ]
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        order = tensors["index"].argsort()
-        return InMemory({name: tensor[order] for name, tensor in tensors.items()})
+        return AllSplits(self.sources)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
