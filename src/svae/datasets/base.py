@@ -621,6 +621,22 @@ class ImageDataModule(pl.LightningDataModule):
         """What is known of each split without reading images; of splits in memory everything."""
         return {name: source.tensors for name, source in self.sources.items()}
 
+    def shares(self) -> str | None:
+        """Which images each split has: how many, and a hash of their indices.
+
+        A run writes it into its `config.yaml`, to notice that images were added or taken away.
+        None where `contents` among the settings tells more, and before `setup`.
+        """
+        if not self.sources or "contents" in self.found():
+            return None
+        told = hashlib.sha256()
+        for name in SPLITS:
+            # Of the indices and not of pixels, whose last bits may differ by the machine.
+            index = self.splits[name]["index"].cpu().sort().values
+            told.update(f"{name} {len(index)} ".encode() + index.numpy().astype("<i8").tobytes())
+        counts = ", ".join(f"{len(self.sources[name])} {name}" for name in SPLITS)
+        return f"{counts} ({told.hexdigest()[:12]})"
+
     def sample(self) -> list[Tensor]:
         """Images (B, C, H, W) of each split that stand for all: all of them, if in memory."""
         return [
