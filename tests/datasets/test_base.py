@@ -240,7 +240,7 @@ def test_a_data_set_that_gives_something_else(monkeypatch, changed, message):
         ("shift", torch.tensor([[0, torch.inf]] * 4), r"finite numbers, got \[0.0, inf\]"),
         ("label", torch.zeros(4, 1).long(), r"torch.int64 of shape \(N,\), got .* \(4, 1\)"),
         ("label", torch.zeros(4), r"torch.int64 of shape \(N,\), got torch.float32"),
-        ("label", torch.tensor([0, 1, 2, -1]), "numbers from 0, got -1 for index 11"),
+        ("label", torch.tensor([0, 1, 2, -1]), "labels from 0, got -1 for index 11"),
         ("symmetry", torch.ones(4), r"torch.int64 of shape \(N,\), got torch.float32"),
         ("symmetry", torch.zeros(4).long(), "numbers from 1, got 0 for index 8"),
         ("scale", torch.ones(4, 1), r"torch.float32 of shape \(N,\), got .* \(4, 1\)"),
@@ -359,6 +359,48 @@ def test_a_source_that_reads_something_else(monkeypatch, other, message):
     monkeypatch.setattr(data, "read", lambda: splits)
     with pytest.raises(ValueError, match=f"^dataset: .*{message}"):
         data.setup()
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_split_without_images(monkeypatch, lazy):
+    splits = own_splits()
+    splits["val"] = {key: tensor[:0] for key, tensor in splits["val"].items()}
+    if lazy:
+        splits["val"] = Lazy(splits["val"])
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    with pytest.raises(ValueError, match=r"^dataset: no images are left for val$"):
+        data.setup()
+
+
+def test_which_images_each_split_has(monkeypatch):
+    def shares(change=None):
+        splits = own_splits()
+        if change:
+            change(splits)
+        data = Numbers(torch.arange(10), 0)
+        monkeypatch.setattr(data, "read", lambda: splits)
+        assert data.shares() is None
+        data.setup()
+        return data.shares()
+
+    def swapped(splits):
+        splits["val"]["index"], splits["test"]["index"] = (
+            splits["test"]["index"],
+            splits["val"]["index"],
+        )
+
+    def turned(splits):
+        splits["val"]["index"] = splits["val"]["index"].flip(0)
+
+    def fewer(splits):
+        splits["train"] = {key: tensor[:3] for key, tensor in splits["train"].items()}
+
+    # The same on every machine.
+    assert shares() == "4 train, 4 val, 4 test (8ea922550943)"
+    assert shares(turned) == shares()
+    assert shares(swapped) != shares()
+    assert shares(fewer).startswith("3 train, 4 val, 4 test (")
 
 
 def test_a_split_that_is_no_source(monkeypatch):

@@ -62,7 +62,7 @@ class _Known(NamedTuple):
 
 #: The truth that figures and metrics look for, as `ImageDataModule.read` tells of it.
 _TRUTH = {
-    "label": _Known((), torch.int64, "numbers from 0", lambda value: value >= 0),
+    "label": _Known((), torch.int64, "labels from 0", lambda value: value >= 0),
     "theta": _Known((), torch.float32, "finite numbers", torch.isfinite),
     "shift": _Known((2,), torch.float32, "finite numbers", torch.isfinite),
     "symmetry": _Known((), torch.int64, "numbers from 1", lambda value: value >= 1),
@@ -460,9 +460,9 @@ def _check_truth(name: str, key: str, known: _Known, split: Batch) -> None:
     if not kind or tensor.shape != (len(split["index"]), *known.shape):
         axes = ", ".join(["N", *map(str, known.shape)]) + "," * (not known.shape)
         raise _other(name, key, axes, known.dtype, tensor)
-    good = known.good(tensor).reshape(len(tensor), -1).all(1)
+    good = known.good(tensor)
     if not good.all():
-        row = int((~good).nonzero()[0])
+        row = int((~good).nonzero()[0, 0])
         raise ValueError(
             f"dataset: {key} of the split {name}: expected {known.values}, got "
             f"{tensor[row].tolist()} for index {int(split['index'][row])}"
