@@ -664,7 +664,7 @@ class ImageDataModule(pl.LightningDataModule):
 
         An item is the batch of the given rows (a tensor); `split` (B,) is there in addition, the
         place of an image's split in `SPLITS`; what not all splits know is not. A subclass may read
-        other images than those of its splits, all of a file for one.
+        them without sharing them out, so that fewer than there are splits can be encoded.
         """
         self.setup()
         return AllSplits(self.sources)
