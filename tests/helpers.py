@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
+from svae.datasets import ImageDataModule
+from svae.datasets.base import split_rows
 from svae.formats.mrc import write_stack
 
 __all__ = [
@@ -22,10 +26,12 @@ __all__ = [
     "FullDisk",
     "Interrupt",
     "LinearGenerator",
+    "OwnArray",
     "SlowDisk",
     "StopAfter",
     "run_command",
     "write_mnist",
+    "write_own_array",
     "write_particles",
     "write_pictures",
 ]
@@ -142,6 +148,45 @@ class Anything:
 
     def __init__(self, folder, **more):
         self.folder, self.more = folder, more
+
+
+class OwnArray(ImageDataModule):
+    """Somebody's images in an .npy (N, H, W), in memory or read a batch at a time."""
+
+    def __init__(self, path: str, lazy: bool = False, batch_size: int = 20, seed: int = 1) -> None:
+        super().__init__(batch_size, seed=seed)
+        self.path, self.lazy = path, lazy
+
+    def read(self):
+        images = torch.from_numpy(np.load(self.path)).unsqueeze(1)
+        splits = split_rows(len(images), 0.2, 0.2, self.seed)
+        if self.lazy:
+            return {name: OwnSplit(images, rows) for name, rows in splits.items()}
+        return {name: {"image": images[rows], "index": rows} for name, rows in splits.items()}
+
+
+class OwnSplit:
+    """Somebody's split that is not in memory."""
+
+    def __init__(self, images: torch.Tensor, index: torch.Tensor) -> None:
+        self.images, self.tensors = images, {"index": index}
+
+    def __len__(self) -> int:
+        return len(self.tensors["index"])
+
+    def __getitem__(self, rows):
+        index = self.tensors["index"][rows]
+        return {"image": self.images[index], "index": index}
+
+
+def write_own_array(path: Path, count: int, **options: object) -> list[str]:
+    """Random images in a file, and the last settings of a training on them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, np.random.default_rng(0).random((count, 12, 12), np.float32))
+    (path.parent / "configs/dataset").mkdir(parents=True, exist_ok=True)
+    config = {"_target_": "tests.helpers.OwnArray", "path": str(path), **options}
+    (path.parent / "configs/dataset/own.yaml").write_text(yaml.safe_dump(config))
+    return ["dataset=own", f"--config-dir={path.parent / 'configs'}"]
 
 
 def write_mnist(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """`python -m svae.encode`, in this process, on small runs that are trained once."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from PIL import Image
-from tests.helpers import run_command, write_particles, write_pictures
+from tests.helpers import run_command, write_own_array, write_particles, write_pictures
 
 import svae
 import svae.encode
@@ -437,6 +438,71 @@ def test_a_run_of_before_images_were_told_goes_on(tmp_path):
     OmegaConf.save(config, run / "config.yaml")
     train(run, *data, "trainer.max_epochs=2")
     assert svae.run.read_config(run).dataset.contents.startswith("12 images (")
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Write so many images for a data set of one's own; the settings that choose it."""
+    monkeypatch.setenv("SVAE_TRUSTED_TARGETS", "tests")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+
+    def write(count, name="images.npy", **options):
+        return write_own_array(tmp_path / name, count, **options)
+
+    return write
+
+
+def test_other_images_of_ones_own_mix_no_splits(own, tmp_path, encode, capfd):
+    data = own(30)
+    run = train(tmp_path / "run", *data)
+    before = svae.run.read_config(run).splits
+    assert before.startswith("18 train, 6 val, 6 test (")
+    train(run, "trainer.max_epochs=2", *data)
+    rows, _, _ = encode(run, *EXACT, name="before")
+    assert [row["split"] for row in rows].count("train") == 18
+
+    own(40)
+    capfd.readouterr()
+    rows, _, _ = encode(run, *EXACT, name="after")
+    assert len(rows) == 40
+    assert "split" not in rows[0]
+    told = capfd.readouterr()
+    assert "other images than at the training, 24 train, 8 val, 8 test" in told.out + told.err
+    with pytest.raises(ValueError, match=r"^dataset: tests.helpers.OwnArray has other images "):
+        svae.images(run)
+    for main, *overrides in (
+        (svae.evaluate.main, f"run={run}", f"hydra.run.dir={tmp_path / 'tested'}"),
+        (svae.train.main, f"hydra.run.dir={run}", *TINY, "trainer.max_epochs=3", *data),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run_command(main, "trainer.enable_progress_bar=false", *overrides)
+        assert stopped.value.code not in (None, 0)
+        told = capfd.readouterr()
+        assert before in told.out + told.err + str(stopped.value.code)
+
+    config = svae.run.read_config(run)
+    del config.splits  # of a run of before they were told
+    OmegaConf.save(config, run / "config.yaml")
+    assert len(svae.images(run)["image"]) == 8
+
+
+def test_images_of_ones_own_that_are_read_a_batch_at_a_time(own, tmp_path, encode):
+    held = train(tmp_path / "held", *own(30))
+    lazy = train(tmp_path / "lazy", *own(30, lazy=True))
+    expected = [row["split"] for row in encode(held, *EXACT, name="a")[0]]
+    assert [row["split"] for row in encode(lazy, *EXACT, name="b")[0]] == expected
+    here, there = (svae.images(run, split=None) for run in (held, lazy))
+    assert here.keys() == there.keys() == {"image", "index", "split"}
+    assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+def test_other_images_have_no_splits(own, deep, tmp_path):
+    run = train(tmp_path / "run", *own(30))
+    own(20, name="new.npy")
+    others = svae.images(run, path=tmp_path / "new.npy")
+    assert others.keys() == {"image", "index"}
+    assert len(others["image"]) == 20
+    assert "split" not in svae.images(deep, path=write_deep(tmp_path / "pictures", 5))
 
 
 def test_images_as_a_run_reads_them(deep, tmp_path):

@@ -28,7 +28,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 #: A run has these in common with the one that it goes on with.
-ALIKE = ("seed", *DECIDING)
+ALIKE = ("seed", *DECIDING, "splits")
 
 #: A run that has ended goes on if one of these asks for more.
 _LIMITS = ("max_epochs", "max_steps", "max_time")

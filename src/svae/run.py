@@ -74,7 +74,7 @@ BEFORE = {
 ATTENTION = "svae.posteriors.Attention"
 
 #: What runs of before did not tell.
-UNTOLD = ("dataset.contents",)
+UNTOLD = ("dataset.contents", "splits")
 
 #: Settings that do not change what a run computes.
 NO_MATTER = (
@@ -136,10 +136,26 @@ def first_difference(
 
 
 def prepared_data(config: DictConfig) -> ImageDataModule:
-    """The data set of a config, fetched by one process and read by all."""
+    """The data set of a config, fetched by one process and read by all.
+
+    Which images its splits have is written into the config, as `splits`.
+
+    Raises:
+        ValueError: They are not those of the run that the config is of.
+    """
     datamodule: ImageDataModule = instantiate(config.dataset, "dataset")
     fetch(datamodule, config)
     datamodule.setup()
+    if (here := datamodule.shares()) is not None:
+        known = config.get("splits")
+        if known not in (None, here):
+            raise ValueError(
+                f"dataset: {config.dataset._target_} has other images than at the training, "
+                f"{here} and not {known}, so that other ones would be held back for the test; "
+                "expected those of then (svae.encode takes any)"
+            )
+        with open_dict(config):
+            config.splits = here
     return datamodule
 
 
@@ -195,7 +211,10 @@ def images(run: str | Path, split: str | None = "test", path: str | Path | None 
             one_of("split", split, SPLITS)
         data = prepared_data(config)
         source = data.everything() if split is None else data.sources[split]
-    return source[torch.arange(len(source))]
+    batch = source[torch.arange(len(source))]
+    if path is not None:
+        batch.pop("split", None)
+    return batch
 
 
 def resolve_likelihood(model: DictConfig, images: list[Tensor]) -> None:
@@ -241,11 +260,14 @@ def images_to_encode(cfg: DictConfig, given: set[str]) -> tuple[ImageDataModule,
     data: ImageDataModule = instantiate(node, "dataset")
     fetch(data, OmegaConf.create({"dataset": node}))
     images = data.everything()
-    if known not in (None, here := data.found().get("contents")):
+    here = data.found().get("contents")
+    if cfg.dataset is None and (shares := data.shares()) is not None:
+        known, here = run.get("splits"), shares
+    if known not in (None, here):
         log.warning(
             "%s has other images than at the training, %s and not %s: which of them it trained on "
             "is not known, and no split is written",
-            *(node.path, here, known),
+            *(node.get("path", node._target_), here, known),
         )
         images.tensors.pop("split", None)
     shape, trained = data.image_shape, tuple(run.model.image_shape)

@@ -164,6 +164,21 @@ class Numbers(ImageDataModule):
         }
 
 
+class Lazy(OnDisk):
+    """The same of a split in memory, of which the images are not known before."""
+
+    def __init__(self, split, **other):
+        self.split, self.other = split, other
+        self.tensors = {key: tensor for key, tensor in split.items() if key != "image"}
+
+    def __len__(self):
+        return len(self.split["index"])
+
+    def __getitem__(self, rows):
+        batch = {key: tensor[rows] for key, tensor in self.split.items()} | self.other
+        return {key: tensor for key, tensor in batch.items() if tensor is not None}
+
+
 def own_splits():
     return {
         split: {
@@ -195,6 +210,15 @@ def own_splits():
         ),
         ({"label": torch.zeros(3)}, "the split val holds 4 numbers in index and 3 of label"),
         ({"index": torch.tensor([4, 5, 6, 3])}, "index 3 is that of 2 images of train, val and"),
+        (
+            {"image": torch.zeros(4, 1, 8, 6)},
+            r"images of the split val have the shape \(1, 8, 6\) and those of train \(1, 8, 8\)",
+        ),
+        ({"untransformed": torch.rand(4, 1, 8, 8)}, "val holds untransformed; .* in test alone"),
+        ({"theta": torch.zeros(4)}, "the split val holds theta and test does not; expected it"),
+        ({"name": ["a", "b", "c", "d"]}, "name of the split val: expected a tensor, got list"),
+        ({"image": torch.zeros(4, 1, 8, 8).numpy()}, "image of .*: expected a tensor, got ndarr"),
+        ({"weight": torch.tensor(1.0)}, "holds 4 numbers in index and 1 of weight"),
     ],
 )
 def test_a_data_set_that_gives_something_else(monkeypatch, changed, message):
@@ -206,9 +230,197 @@ def test_a_data_set_that_gives_something_else(monkeypatch, changed, message):
         data.setup()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("theta", torch.zeros(4, 1), r"torch.float32 of shape \(N,\), got torch.float32 .*4, 1"),
+        ("theta", torch.zeros(4, dtype=torch.int64), "torch.float32 of .*, got torch.int64 of"),
+        ("theta", torch.tensor([0, 1, torch.nan, 2]), "finite numbers, got nan for index 10"),
+        ("shift", torch.zeros(4, 3), r"torch.float32 of shape \(N, 2\), got .* \(4, 3\)"),
+        ("shift", torch.tensor([[0, torch.inf]] * 4), r"finite numbers, got \[0.0, inf\]"),
+        ("label", torch.zeros(4, 1).long(), r"torch.int64 of shape \(N,\), got .* \(4, 1\)"),
+        ("label", torch.zeros(4), r"torch.int64 of shape \(N,\), got torch.float32"),
+        ("label", torch.tensor([0, 1, 2, -1]), "labels from 0, got -1 for index 11"),
+        ("symmetry", torch.ones(4), r"torch.int64 of shape \(N,\), got torch.float32"),
+        ("symmetry", torch.zeros(4).long(), "numbers from 1, got 0 for index 8"),
+        ("scale", torch.ones(4, 1), r"torch.float32 of shape \(N,\), got .* \(4, 1\)"),
+        ("scale", torch.tensor([1, 0, 1, 1.0]), "finite numbers above 0, got 0.0 for index 9"),
+        ("conformation", torch.ones(4, 1), r"torch.float32 of shape \(N,\), got .* \(4, 1\)"),
+        ("untransformed", torch.zeros(4, 1, 8, 6), r"what image is, .* 1, 8, 8\), got .* 6\)"),
+    ],
+)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_truth_that_is_none(monkeypatch, key, value, message, lazy):
+    splits = own_splits()
+    splits["test"][key] = value
+    if lazy:
+        splits["test"] = Lazy(splits["test"])
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    with pytest.raises(ValueError, match=f"^dataset: {key} of the split test: expected {message}"):
+        data.setup()
+
+
+def test_truth_of_any_precision_and_what_nobody_knows_are_let_be(monkeypatch):
+    splits = own_splits()
+    for split in splits.values():
+        split |= {
+            "theta": torch.zeros(4, dtype=torch.float64),
+            "shift": torch.zeros(4, 2, dtype=torch.float64),
+            "label": split["label"].int(),
+            "weight": torch.zeros(4, 5, 5),
+        }
+    splits["test"] |= {"scale": torch.ones(4), "untransformed": splits["test"]["image"]}
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    data.setup()
+    everything = data.everything()
+    assert everything.tensors.keys() == {
+        *("image", "index", "label", "theta", "shift", "weight", "split")
+    }
+
+
+@pytest.mark.parametrize(
+    ("labels", "number", "names", "found"),
+    [
+        ([0, 1, 2, 2], None, None, 3),
+        ([0, 7, 7, 0], None, None, 2),
+        ([0, 0, 0, 0], None, None, None),
+        ([0, 1, 1, 1], None, ["a", "b", "c"], 3),
+        ([0, 1, 2, 2], 3, ["a", "b", "c"], 3),
+        ([0, 1, 2, 2], 5, None, 5),
+        ([0, 1, 3, 2], 3, None, "num_labels of Numbers stands for 3 labels; .* 0 to 2, got 3"),
+        (
+            [0, 1, 2, 2],
+            None,
+            ["a", "b"],
+            "label_names of Numbers stands for 2 labels; .* 0 to 1, got 2",
+        ),
+    ],
+)
+def test_how_many_labels_there_are(monkeypatch, labels, number, names, found):
+    splits = own_splits()
+    splits["test"]["label"] = torch.tensor(labels)
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    data.num_labels, data.label_names = number, names
+    if isinstance(found, str):
+        with pytest.raises(ValueError, match=f"^dataset: {found}$"):
+            data.setup()
+    else:
+        data.setup()
+        assert data.num_labels == found
+
+
+def test_images_of_all_splits_where_some_are_on_disk(monkeypatch):
+    splits = own_splits()
+    order = torch.randperm(12)
+    for number, split in enumerate(splits.values()):
+        split["index"] = order[4 * number : 4 * number + 4]
+    splits["test"]["scale"] = torch.ones(4)
+    image = torch.cat([split["image"] for split in splits.values()])[order.argsort()]
+    splits |= {"train": Lazy(splits["train"]), "test": Lazy(splits["test"])}
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    everything = data.everything()
+    assert everything.tensors.keys() == {"index", "label", "split"}
+    assert everything.tensors["index"].tolist() == list(range(12))
+    rows = torch.tensor([7, 0, 11, 3, 7])
+    for some in (rows, rows[:1], torch.arange(12)):
+        batch = everything[some]
+        assert torch.equal(batch["image"], image[some])
+        assert torch.equal(batch["index"], some)
+        assert torch.equal(batch["split"], order.argsort()[some] // 4)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"image": None}, "a batch of the split val holds index, label; expected image, index, l"),
+        ({"theta": torch.zeros(1)}, "holds image, index, label, theta; expected image, index, l"),
+        ({"label": None}, "val holds image, index; expected image, index, label: the image, and"),
+        (
+            {"image": torch.zeros(1, 8, 8)},
+            r"image of the split val: expected torch.float32 of shape \(N, C, H, W\), got",
+        ),
+        (
+            {"image": torch.zeros(1, 1, 8, 8, dtype=torch.uint8)},
+            "image of the split val: expected torch.float32 of .*, got torch.uint8",
+        ),
+        ({"image": torch.zeros(1, 1, 8, 6)}, r"val have the shape \(1, 8, 6\) and those of train"),
+        ({"label": torch.zeros(1, 1).long()}, "label of the split val: expected torch.int64 of"),
+        ({"index": torch.tensor([5])}, r"with index \[5\] were given; expected \[4\]"),
+    ],
+)
+def test_a_source_that_reads_something_else(monkeypatch, other, message):
+    splits = own_splits()
+    splits["val"] = Lazy(splits["val"], **other)
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    with pytest.raises(ValueError, match=f"^dataset: .*{message}"):
+        data.setup()
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_split_without_images(monkeypatch, lazy):
+    splits = own_splits()
+    splits["val"] = {key: tensor[:0] for key, tensor in splits["val"].items()}
+    if lazy:
+        splits["val"] = Lazy(splits["val"])
+    data = Numbers(torch.arange(10), 0)
+    monkeypatch.setattr(data, "read", lambda: splits)
+    with pytest.raises(ValueError, match=r"^dataset: no images are left for val$"):
+        data.setup()
+
+
+def test_which_images_each_split_has(monkeypatch):
+    def shares(change=None):
+        splits = own_splits()
+        if change:
+            change(splits)
+        data = Numbers(torch.arange(10), 0)
+        monkeypatch.setattr(data, "read", lambda: splits)
+        assert data.shares() is None
+        data.setup()
+        return data.shares()
+
+    def swapped(splits):
+        splits["val"]["index"], splits["test"]["index"] = (
+            splits["test"]["index"],
+            splits["val"]["index"],
+        )
+
+    def turned(splits):
+        splits["val"]["index"] = splits["val"]["index"].flip(0)
+
+    def fewer(splits):
+        splits["train"] = {key: tensor[:3] for key, tensor in splits["train"].items()}
+
+    # The same on every machine.
+    assert shares() == "4 train, 4 val, 4 test (8ea922550943)"
+    assert shares(turned) == shares()
+    assert shares(swapped) != shares()
+    assert shares(fewer).startswith("3 train, 4 val, 4 test (")
+
+
+def test_a_split_that_is_no_source(monkeypatch):
+    data = Numbers(torch.arange(10), 0)
+    for given, told in ((torch.zeros(3), "Tensor"), ([], "list")):
+        splits = own_splits() | {"val": given}
+        monkeypatch.setattr(data, "read", lambda splits=splits: splits)
+        with pytest.raises(ValueError, match=f"the split val is of type {told}; expected a dict"):
+            data.setup()
+    short = Lazy(own_splits()["val"])
+    short.tensors = {key: tensor[:3] for key, tensor in short.tensors.items()}
+    monkeypatch.setattr(data, "read", lambda: own_splits() | {"val": short})
+    with pytest.raises(ValueError, match="the split val has 4 images and 3 numbers in index"):
+        data.setup()
+
+
 def test_a_data_set_without_a_split(monkeypatch):
     data = Numbers(torch.arange(10), 0)
-    for given, told in ((own_splits() | {"other": {}}, "train, val, test, other"), ({}, "none")):
+    more = own_splits() | {"other": {}}
+    for given, told in ((more, "train, val, test, other"), ({}, "none"), (None, "none")):
         monkeypatch.setattr(data, "read", lambda given=given: given)
         with pytest.raises(ValueError, match=f"Numbers gave the splits {told}; expected train"):
             data.setup()

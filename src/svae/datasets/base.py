@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +19,7 @@ from svae.errors import UserError, one_line
 
 __all__ = [
     "SPLITS",
+    "AllSplits",
     "Batch",
     "EpochBatches",
     "ImageDataModule",
@@ -44,8 +45,35 @@ _PART_FOR_DATA = 0.25
 #: hold at most.
 _SAMPLE_IMAGES, _SAMPLE_NUMBERS = 1000, 2**23
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
 T = TypeVar("T")
 Part = TypeVar("Part")
+
+
+class _Known(NamedTuple):
+    """What a split may know of each image: one of these for each, and what values it may have."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    values: str
+    good: Callable[[Tensor], Tensor]
+
+
+#: The truth that figures and metrics look for, as `ImageDataModule.read` tells of it.
+_TRUTH = {
+    "label": _Known((), torch.int64, "labels from 0", lambda value: value >= 0),
+    "theta": _Known((), torch.float32, "finite numbers", torch.isfinite),
+    "shift": _Known((2,), torch.float32, "finite numbers", torch.isfinite),
+    "symmetry": _Known((), torch.int64, "numbers from 1", lambda value: value >= 1),
+    "scale": _Known(
+        (),
+        torch.float32,
+        "finite numbers above 0",
+        lambda value: value.isfinite() & (value > 0),
+    ),
+    "conformation": _Known((), torch.float32, "finite numbers", torch.isfinite),
+}
 
 
 class ImageSource(Protocol):
@@ -160,6 +188,49 @@ class InMemory(Dataset[Batch]):
         if isinstance(rows, Tensor):
             rows = rows.to(self.tensors["index"].device)  # once, and not for each of them
         return {name: tensor[rows] for name, tensor in self.tensors.items()}
+
+
+class AllSplits(Dataset[Batch]):
+    """The images of all splits in the order of their index; an item is the batch of given rows.
+
+    `split` is there in addition, the place of an image's split in `SPLITS`. What not all splits
+    know is left out.
+
+    Arguments:
+        sources: The splits.
+    """
+
+    def __init__(self, sources: Mapping[str, ImageSource]) -> None:
+        self.sources = [sources[name] for name in SPLITS]
+        parts = [
+            source.tensors | {"split": torch.full_like(source.tensors["index"], number)}
+            for number, source in enumerate(self.sources)
+        ]
+        known = [name for name in parts[0] if all(name in part for part in parts)]
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in known}
+        order = tensors["index"].argsort()
+        self.tensors = {name: tensor[order] for name, tensor in tensors.items()}
+        # Where each image is: its split, and its row there.
+        self._split = self.tensors["split"]
+        self._row = torch.cat([torch.arange(len(source)) for source in self.sources])[order]
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        batch = {name: tensor[rows] for name, tensor in self.tensors.items()}
+        if "image" in batch:  # all splits are in memory
+            return batch
+        split, row = self._split[rows], self._row[rows]
+        images: Tensor | None = None
+        for number, source in enumerate(self.sources):
+            places = (split == number).nonzero()[:, 0]
+            if len(places):
+                read = source[row[places]]["image"]
+                if images is None:
+                    images = read.new_empty(len(split), *read.shape[1:])
+                images[places] = read
+        return batch if images is None else {"image": images} | batch
 
 
 class EpochBatches(Sampler[Tensor]):
@@ -284,29 +355,146 @@ class Loader(DataLoader[Batch]):
             raise UserError(one_line(error)) from error
 
 
-def _checked(name: str, split: Batch) -> Batch:
-    """The tensors of a split.
+def _source(name: str, split: Any) -> ImageSource:
+    """The images of a split.
 
     Raises:
         ValueError: They are not what `ImageDataModule.read` is to give.
     """
-    for key, axes, dtype in (("image", "N, C, H, W", torch.float32), ("index", "N,", torch.int64)):
-        if key not in split:
-            raise ValueError(f"dataset: the split {name} holds no {key}; expected {key} ({axes})")
-        tensor = split[key]
-        if tensor.ndim != axes.count(",") + (key == "image") or tensor.dtype != dtype:
+    if isinstance(split, dict):
+        _check_tensors(name, split, ("image", "index"))
+        return InMemory(split)
+    if not isinstance(getattr(split, "tensors", None), dict):
+        raise ValueError(
+            f"dataset: the split {name} is of type {type(split).__name__}; expected a dict of "
+            "tensors, or an ImageSource with a dict called tensors"
+        )
+    source: ImageSource = split
+    _check_tensors(name, source.tensors, ("index",))
+    if len(source) != len(source.tensors["index"]):
+        raise ValueError(
+            f"dataset: the split {name} has {len(source)} images and "
+            f"{len(source.tensors['index'])} numbers in index; expected one for each"
+        )
+    return source
+
+
+def _first(name: str, source: ImageSource) -> Batch:
+    """The first image of a split, with what is known of it.
+
+    Raises:
+        ValueError: The split reads something else than `ImageDataModule.read` is to give.
+    """
+    rows = torch.tensor([0])
+    batch = source[rows]
+    if isinstance(source, InMemory):
+        return batch  # all of it was checked
+    known = ", ".join(sorted({"image", *source.tensors}))
+    if not isinstance(batch, dict) or batch.keys() != {"image", *source.tensors}:
+        given = ", ".join(sorted(batch)) if isinstance(batch, dict) else type(batch).__name__
+        raise ValueError(
+            f"dataset: a batch of the split {name} holds {given}; expected {known}: the image, "
+            "and what tensors of its source has"
+        )
+    _check_tensors(name, batch, ("image", "index"))
+    if not torch.equal(batch["index"].cpu(), source.tensors["index"][rows].cpu()):
+        raise ValueError(
+            f"dataset: row 0 of the split {name} was asked for, and the images with index "
+            f"{batch['index'].tolist()} were given; expected "
+            f"{source.tensors['index'][rows].tolist()}"
+        )
+    return batch
+
+
+def _check_tensors(name: str, split: Batch, needed: Sequence[str]) -> None:
+    """Raise ValueError if the tensors of a split are not what `ImageDataModule.read` is to give.
+
+    Arguments:
+        name: Of the split, for messages.
+        split: Its tensors.
+        needed: Those that must be there.
+    """
+    for key, tensor in split.items():
+        if not isinstance(tensor, Tensor):
             raise ValueError(
-                f"dataset: {key} of the split {name}: expected {dtype} of shape ({axes}), got "
-                f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+                f"dataset: {key} of the split {name}: expected a tensor, got "
+                f"{type(tensor).__name__}"
             )
+    for key, axes, dtype in (("image", "N, C, H, W", torch.float32), ("index", "N,", torch.int64)):
+        if key in needed and key not in split:
+            raise ValueError(f"dataset: the split {name} holds no {key}; expected {key} ({axes})")
+        ndim = axes.count(",") + (key == "image")
+        if key in split and (split[key].ndim != ndim or split[key].dtype != dtype):
+            raise _other(name, key, axes, dtype, split[key])
     count = len(split["index"])
     for key, tensor in split.items():
-        if len(tensor) != count:
+        numbers = len(tensor) if tensor.ndim else 1
+        if numbers != count:
             raise ValueError(
-                f"dataset: the split {name} holds {count} numbers in index and {len(tensor)} of "
+                f"dataset: the split {name} holds {count} numbers in index and {numbers} of "
                 f"{key}; expected one for each image"
             )
-    return split
+    for key, known in _TRUTH.items():
+        if key in split:
+            _check_truth(name, key, known, split)
+    if "untransformed" in split:
+        if name != "test":
+            raise ValueError(
+                f"dataset: the split {name} holds untransformed; expected it in test alone"
+            )
+        this, image = split["untransformed"], split.get("image", split["untransformed"])
+        if this.shape != image.shape or this.dtype != image.dtype:
+            raise ValueError(
+                f"dataset: untransformed of the split {name}: expected what image is, "
+                f"{image.dtype} of shape {tuple(image.shape)}, got {this.dtype} of shape "
+                f"{tuple(this.shape)}"
+            )
+
+
+def _check_truth(name: str, key: str, known: _Known, split: Batch) -> None:
+    """Raise ValueError if a truth is not of its shape and kind, or has a value that is none."""
+    tensor = split[key]
+    # Of whatever precision: truth in float64 is as good.
+    floats, integers = tensor.is_floating_point(), tensor.dtype in _INTEGERS
+    kind = floats if known.dtype.is_floating_point else integers
+    if not kind or tensor.shape != (len(split["index"]), *known.shape):
+        axes = ", ".join(["N", *map(str, known.shape)]) + "," * (not known.shape)
+        raise _other(name, key, axes, known.dtype, tensor)
+    good = known.good(tensor)
+    if not good.all():
+        row = int((~good).nonzero()[0, 0])
+        raise ValueError(
+            f"dataset: {key} of the split {name}: expected {known.values}, got "
+            f"{tensor[row].tolist()} for index {int(split['index'][row])}"
+        )
+
+
+def _other(name: str, key: str, axes: str, dtype: torch.dtype, tensor: Tensor) -> ValueError:
+    return ValueError(
+        f"dataset: {key} of the split {name}: expected {dtype} of shape ({axes}), got "
+        f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+    )
+
+
+def _check_alike(firsts: Mapping[str, Batch]) -> None:
+    """Raise ValueError if splits differ in the shape of their images, or in what test needs.
+
+    Arguments:
+        firsts: The first image of each split, with what is known of it.
+    """
+    shape = firsts["train"]["image"].shape[1:]
+    for name, first in firsts.items():
+        if (this := first["image"].shape[1:]) != shape:
+            raise ValueError(
+                f"dataset: images of the split {name} have the shape {tuple(this)} and those of "
+                f"train {tuple(shape)}; expected one shape"
+            )
+        # In test it is what is compared with; a truth of test alone is enough for that.
+        if missing := [key for key in _TRUTH if key in first and key not in firsts["test"]]:
+            raise ValueError(
+                f"dataset: the split {name} holds {missing[0]} and test does not; expected it in "
+                "all splits, or in test alone"
+            )
 
 
 def _check_indices(sources: Mapping[str, "ImageSource"]) -> None:
@@ -339,9 +527,10 @@ class ImageDataModule(pl.LightningDataModule):
             one is trained on; 0 for none. No result depends on it.
     """
 
-    #: How many labels there are, where the data set knows labels.
+    #: How many labels there are, where the data set knows labels; None for as many as have names,
+    #: else as the images have. More than one are compared with as many clusters in the test.
     num_labels: int | None = None
-    #: What the labels are called, by their number, where they have names.
+    #: What the labels are called, by their number, where they have names: one for each.
     label_names: list[str] | None = None
     #: The settings that say how pixels are made from what is read: other images of this kind that
     #: are given to a trained model are read with the values of its run.
@@ -374,7 +563,7 @@ class ImageDataModule(pl.LightningDataModule):
         images of the data set share; a source has the latter among its `tensors`, and images need
         not fit into memory. Where they are known, it also holds
 
-        * `label` (N,), int64;
+        * `label` (N,), int64, from 0; what is not known is a label of its own;
         * `theta` (N,), the angle in radians, counter-clockwise;
         * `shift` (N, 2), the object's centre in grid units, x to the right and y up;
         * `symmetry` (N,), int64, the order of the object's rotational symmetry (1 none, 2 an
@@ -384,30 +573,69 @@ class ImageDataModule(pl.LightningDataModule):
         * `untransformed` (N, C, H, W), in the test split alone: the same objects upright and
           centred.
 
-        The splits are disjoint.
+        Other tensors with one row for each image are let be. What is known of `train` or `val` is
+        known of `test`, too. A batch of a source has `image` and all of its `tensors`, nothing
+        else. The splits are disjoint.
         """
 
     def setup(self, stage: str | None = None) -> None:
         if not self.sources:
             splits = self.read()
-            if splits.keys() != set(SPLITS):
+            if not isinstance(splits, Mapping) or splits.keys() != set(SPLITS):
+                given = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else ""
                 raise ValueError(
                     f"dataset: read() of {type(self).__name__} gave the splits "
-                    f"{', '.join(splits) or 'none'}; expected {', '.join(SPLITS)}"
+                    f"{given or 'none'}; expected {', '.join(SPLITS)}"
                 )
-            sources = {
-                name: InMemory(_checked(name, split)) if isinstance(split, dict) else split
-                for name, split in splits.items()
-            }
+            sources = {name: _source(name, split) for name, split in splits.items()}
             if empty := [name for name in SPLITS if not len(sources[name])]:
                 raise ValueError(f"dataset: no images are left for {', '.join(empty)}")
             _check_indices(sources)
+            _check_alike({name: _first(name, source) for name, source in sources.items()})
+            self._settle_labels(sources)
             self.sources = sources
+
+    def _settle_labels(self, sources: Mapping[str, ImageSource]) -> None:
+        """Find out how many labels there are where the data set does not say it.
+
+        Raises:
+            ValueError: An image has a label beyond those that it says there are.
+        """
+        known = [one.tensors["label"] for one in sources.values() if "label" in one.tensors]
+        if not known:
+            return
+        labels = torch.cat(known).unique()
+        names = None if self.label_names is None else len(self.label_names)
+        for what, count in (("num_labels", self.num_labels), ("label_names", names)):
+            if count is not None and labels[-1] >= count:
+                raise ValueError(
+                    f"dataset: {what} of {type(self).__name__} stands for {count} labels; "
+                    f"expected labels from 0 to {count - 1}, got {labels[-1]}"
+                )
+        # What all images share tells nothing.
+        if self.num_labels is None and len(labels) > 1:
+            self.num_labels = len(labels) if names is None else names
 
     @property
     def splits(self) -> dict[str, Batch]:
         """What is known of each split without reading images; of splits in memory everything."""
         return {name: source.tensors for name, source in self.sources.items()}
+
+    def shares(self) -> str | None:
+        """Which images each split has: how many, and a hash of their indices.
+
+        A run writes it into its `config.yaml`, to notice that images were added or taken away.
+        None where `contents` among the settings tells more, and before `setup`.
+        """
+        if not self.sources or "contents" in self.found():
+            return None
+        told = hashlib.sha256()
+        for name in SPLITS:
+            # Of the indices and not of pixels, whose last bits may differ by the machine.
+            index = self.splits[name]["index"].cpu().sort().values
+            told.update(f"{name} {len(index)} ".encode() + index.numpy().astype("<i8").tobytes())
+        counts = ", ".join(f"{len(self.sources[name])} {name}" for name in SPLITS)
+        return f"{counts} ({told.hexdigest()[:12]})"
 
     def sample(self) -> list[Tensor]:
         """Images (B, C, H, W) of each split that stand for all: all of them, if in memory."""
@@ -435,17 +663,11 @@ class ImageDataModule(pl.LightningDataModule):
         """The images of all splits in the order of their index, to be encoded.
 
         An item is the batch of the given rows (a tensor); `split` (B,) is there in addition, the
-        place of an image's split in `SPLITS`. A subclass may read them only when they are asked
-        for, and does where its splits are not in memory.
+        place of an image's split in `SPLITS`; what not all splits know is not. A subclass may read
+        them without sharing them out, so that fewer than there are splits can be encoded.
         """
         self.setup()
-        parts = [
-            batch | {"split": torch.full_like(batch["index"], number)}
-            for number, batch in enumerate(self.splits[name] for name in SPLITS)
-        ]
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        order = tensors["index"].argsort()
-        return InMemory({name: tensor[order] for name, tensor in tensors.items()})
+        return AllSplits(self.sources)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

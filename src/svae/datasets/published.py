@@ -89,13 +89,6 @@ class PublishedArrays(ImageDataModule):
             return {name: ByteImages(pixels, {"index": some}) for name, some in rows.items()}
         return {name: {"image": pixels[some], "index": some} for name, some in rows.items()}
 
-    def everything(self) -> ImageSource:
-        known = super().everything()
-        source = self.sources["train"]
-        if isinstance(source, ByteImages):
-            return ByteImages(source.pixels, known.tensors)
-        return known
-
     def found(self) -> dict[str, Any]:
         return {} if self.path is None else {"path": str(self.path)}
 

@@ -42,7 +42,7 @@ SECTIONS = ("seed", *DECIDING, "trainer", "evaluation")
 #: These change no number: a copy of the prior, and where and how things are read, done and shown.
 IDLE = (
     *("model.prior", *NO_MATTER),
-    *("output_dir", "ckpt_path", "test", "logger", "environment"),
+    *("output_dir", "ckpt_path", "test", "logger", "environment", "splits"),
     *(
         f"callbacks.{name}"
         for name in ("figures", "last", "metrics_csv", "progress_bar", "timing")
