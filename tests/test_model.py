@@ -545,6 +545,34 @@ def test_illegal_combinations_fail_at_construction(make_model, options, name):
         make_model(**options)
 
 
+class NoParams(Bernoulli):
+    params_per_channel = None
+
+
+class NoNumber(Gaussian):
+    num_params = property(lambda self: None, lambda self, value: None)
+
+
+class NoFeatures(CNN):
+    out_features = property(lambda self: 2.5, lambda self, value: None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"likelihood": NoParams}, "model.likelihood: NoParams has no params_per_channel; expect"),
+        ({"prior": any_angle() | {"z": NoNumber(2)}}, "prior.z: NoNumber has no num_params; expe"),
+        (
+            {"encoder": partial(NoFeatures, convolutions=1)},
+            "model.encoder: NoFeatures has 2.5 as its out_features; expected a whole number",
+        ),
+    ],
+)
+def test_what_a_part_lacks_is_named(make_model, options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make_model(**options)
+
+
 def test_images_of_another_shape_are_refused(make_model):
     with pytest.raises(ValueError, match=r"\(B, 1, 9, 9\)"):
         make_model().encode(torch.rand(2, 1, 8, 8))

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from svae.agreement import most_agreed, poses_between
-from svae.checks import at_least, image_shape_of, positive
+from svae.checks import at_least, declared, image_shape_of, positive
 from svae.ctf import CTF
 from svae.elbo import ELBO
 from svae.encoders import MLP
@@ -147,7 +147,10 @@ class SpatialVAE(nn.Module):
         if dims != z_dim:
             raise ValueError(f"prior: expected one on the {z_dim} components of z, got {dims}")
         self._priors = nn.ModuleDict({name: prior[name] for name in wanted})
+        for name in wanted:
+            declared(f"prior.{name}", prior[name], "num_params", 0)
         self.likelihood = likelihood(image_shape=self.image_shape)
+        declared("model.likelihood", self.likelihood, "params_per_channel")
         self.encoder = encoder(image_shape=self.image_shape)
         found = getattr(self.encoder, "group_order", None)
         if group_order not in (None, found):
@@ -155,7 +158,7 @@ class SpatialVAE(nn.Module):
                 f"group_order: expected that of the encoder, {found or 'null'}, got {group_order}"
             )
         self.posterior = posterior(
-            in_features=self.encoder.out_features,
+            in_features=declared("model.encoder", self.encoder, "out_features"),
             priors=self.priors,
             lattice=getattr(self.encoder, "lattice", None),
         )
