@@ -78,6 +78,7 @@ OF_DATA = {
     "rot_digits": ("dataset.train_copies=1", "dataset.eval_copies=1"),
     "mnist": ("dataset.val_images=10",),
     "my_images": ("dataset.train_copies=1", "dataset.eval_copies=1"),
+    "plates": (),
 }
 #: Added to the other commands.
 QUICK_OF = {
@@ -140,6 +141,13 @@ def lines(block: Block) -> Iterator[str]:
     assert not unfinished, unfinished
 
 
+def file_of(block: Block) -> str | None:
+    """The path of a block that is a file, which a comment at its top consists of."""
+    # What Hydra reads comes before it.
+    found = re.match(r"(?:# @package .*\n)?# (\S+\.(?:py|yaml))\n", block.text)
+    return found[1] if found else None
+
+
 def reason_not_to_run(line: str) -> str | None:
     return next((why for start, why in NOT_RUN.items() if line.startswith(start)), None)
 
@@ -164,7 +172,9 @@ def quick(line: Line, first: bool) -> list[str]:
     if line.command != "train":
         return [*words, *QUICK_OF[line.command]]
     experiment = line.choices.get("experiment", "demo")
-    data = {"demo": "rot_digits", "galaxies": "images"}.get(experiment, "rot_mnist")
+    data = {"demo": "rot_digits", "galaxies": "images", "mine": "plates"}.get(
+        experiment, "rot_mnist"
+    )
     if experiment == "demo":
         data = line.choices.get("dataset", data)
     words += [w.format(epochs=2 if "ckpt_path" in line.choices else 1) for w in QUICK]
@@ -215,18 +225,22 @@ def folder(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(fits=reader))
     write_mnist(tmp_path / "data")
     write_particles(tmp_path)
-    (tmp_path / "mylab.py").write_text(OWN_DATA)
+    (tmp_path / "mylab").mkdir()
+    (tmp_path / "mylab/__init__.py").write_text(OWN_DATA)
     own = yaml.safe_load((ROOT / "conf/dataset/rot_digits.yaml").read_text())
     (tmp_path / "my_configs/dataset").mkdir(parents=True)
     text = yaml.safe_dump(own | {"_target_": "mylab.Digits"})
     (tmp_path / "my_configs/dataset/my_images.yaml").write_text(text)
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as `python -m` does
     monkeypatch.setenv("SVAE_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_API_KEY", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
-    return tmp_path
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
+        del sys.modules[name]
 
 
 class Reader:
@@ -238,6 +252,9 @@ class Reader:
         self.snippets: dict[str, object] = {"images": torch.rand(3, 1, 28, 28)}
 
     def run(self, text: str) -> None:
+        if text.startswith("export "):
+            self.monkeypatch.setenv(*text.removeprefix("export ").split("=", 1))
+            return
         line = parsed(text)
         first = line.command not in self.done and not line.sweep
         if first and any("outputs/train/DATE" in word for word in line.overrides):
@@ -275,7 +292,10 @@ def test_every_command_line_and_snippet_runs(page, folder, monkeypatch):
     if '"pictures"' in page.read_text():  # the page makes them
         (folder / "pictures").rename(folder / "pictures_not_used")
     for block in blocks(page):
-        if block.language == "python":
+        if path := file_of(block):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(block.text)
+        elif block.language == "python":
             reader.execute(block.text)
         elif block.language == "":
             for line in lines(block):
@@ -308,7 +328,8 @@ def test_no_command_hides_in_another_kind_of_block(page):
     found = blocks(page)
     assert page.read_text().count("```") == 2 * len(found)
     for block in found:
-        assert block.language in ("", "python", "text"), block.language
+        assert block.language in ("", "python", "text", "yaml"), block.language
+        assert block.language != "yaml" or file_of(block), block.text
         assert block.language == "" or "python -m" not in block.text, block.text
 
 

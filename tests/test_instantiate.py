@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,55 @@ def test_a_package_of_ones_own_can_be_trusted(monkeypatch):
     config = OmegaConf.create({"_target_": "fractions.Fraction", "numerator": 3})
     monkeypatch.setenv("SVAE_TRUSTED_TARGETS", "decimal,fractions")
     assert instantiate(config, "mine") == 3
+
+
+@pytest.fixture
+def own_code(monkeypatch, tmp_path):
+    """A package of one's own, some of whose modules are broken."""
+    package = tmp_path / "laboratory"
+    package.mkdir()
+    (package / "whole.py").write_text("class Part:\n    def __init__(self, size: int): ...\n")
+    (package / "lacking.py").write_text("import not_installed\n")
+    (package / "wrong.py").write_text("class Part\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SVAE_TRUSTED_TARGETS", "decimal, laboratory, nowhere")
+    yield
+    for name in [name for name in sys.modules if name.startswith("laboratory")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("laboratory.whole.Other", r"does not exist \(No module named 'laboratory.whole.Other'"),
+        ("laboratory.whole.Part.more", r"does not exist \(type object 'Part' has no attribute"),
+        ("laboratory.lacking.Part", r"cannot be imported \(Module.*: No module named 'not_ins"),
+        ("laboratory.wrong.Part", r"cannot be imported \(SyntaxError: .*wrong\.py, line 1\)\)$"),
+        ("nowhere.Part", r"does not exist \(No module named 'nowhere'\)$"),
+    ],
+)
+def test_why_code_of_ones_own_is_not_found(target, message, own_code, caplog):
+    with pytest.raises(ValueError, match=rf"^mine\._target_: '{target}' {message}"):
+        instantiate(OmegaConf.create({"_target_": target}), "mine")
+    assert not caplog.records  # the message is all that is told
+
+
+def test_a_single_class_can_be_trusted(own_code, monkeypatch):
+    config = OmegaConf.create({"_target_": "laboratory.whole.Part", "size": 3})
+    assert type(instantiate(config, "mine")).__name__ == "Part"
+    monkeypatch.setenv("SVAE_TRUSTED_TARGETS", "decimal,laboratory.whole.Part")
+    assert type(instantiate(config, "mine")).__name__ == "Part"
+    monkeypatch.setenv("SVAE_TRUSTED_TARGETS", "laboratory.whole.Par")
+    with pytest.raises(ValueError, match="SVAE_TRUSTED_TARGETS"):
+        instantiate(config, "mine")
+
+
+def test_an_argument_that_is_not_given_is_named():
+    config = OmegaConf.create({"_target_": "svae.encoders.MLP", "hidden": 3})
+    with pytest.raises(ValueError, match=r"^encoder: svae.*MLP is not given image_shape; .*_part"):
+        instantiate(config, "encoder")
+    config._partial_ = True
+    assert instantiate(config, "encoder")(image_shape=(1, 4, 4)).out_features == 3
 
 
 def test_a_target_that_does_not_exist_is_named():

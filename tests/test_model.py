@@ -545,9 +545,74 @@ def test_illegal_combinations_fail_at_construction(make_model, options, name):
         make_model(**options)
 
 
+class NoParams(Bernoulli):
+    params_per_channel = None
+
+
+class NoNumber(Gaussian):
+    num_params = property(lambda self: None, lambda self, value: None)
+
+
+class NoFeatures(CNN):
+    out_features = property(lambda self: 2.5, lambda self, value: None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"likelihood": NoParams}, "model.likelihood: NoParams has no params_per_channel; expect"),
+        ({"prior": any_angle() | {"z": NoNumber(2)}}, "prior.z: NoNumber has no num_params; expe"),
+        (
+            {"encoder": partial(NoFeatures, convolutions=1)},
+            "model.encoder: NoFeatures has 2.5 as its out_features; expected a whole number",
+        ),
+    ],
+)
+def test_what_a_part_lacks_is_named(make_model, options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make_model(**options)
+
+
 def test_images_of_another_shape_are_refused(make_model):
     with pytest.raises(ValueError, match=r"\(B, 1, 9, 9\)"):
         make_model().encode(torch.rand(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        ({"image": torch.rand(2, 1, 9, 9)}, {}, r'got dict, of which take \["image"\]$'),
+        (
+            ["a.png"],
+            {},
+            r"image: expected a tensor or an array of shape \(B, 1, 9, 9\), got list$",
+        ),
+        (torch.rand(9, 9), {}, r"image: expected shape \(B, 1, 9, 9\), got \(9, 9\)$"),
+        (torch.rand(2, 9, 9), {"batch_size": 0}, "batch_size: expected .* at least 1, got 0"),
+    ],
+)
+def test_what_encode_does_not_take_is_named(make_model, image, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().encode(image, **options)
+
+
+def of_shape(*batch, z_dim=2):
+    return Latents(torch.zeros(*batch, z_dim), torch.zeros(batch), torch.zeros(*batch, 2))
+
+
+@pytest.mark.parametrize(
+    ("latents", "options", "message"),
+    [
+        (of_shape(3, z_dim=5), {}, r"with z \(B, 2\) .*, got z \(3, 5\) and theta \(3,\)$"),
+        (of_shape(), {}, r"latents: .*, got z \(2,\) and theta \(\)$"),
+        (of_shape(4, 3), {}, r"latents: .*, got z \(4, 3, 2\) and theta \(4, 3\)$"),
+        (torch.zeros(3, 2), {}, "latents: expected Latents with .*, got Tensor$"),
+        (of_shape(3), {"batch_size": 0}, "batch_size: expected .* at least 1, got 0"),
+    ],
+)
+def test_what_decode_does_not_take_is_named(make_model, latents, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().decode(latents, **options)
 
 
 def test_priors_for_content_of_length_zero(make_model):

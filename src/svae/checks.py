@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
 
 __all__ = [
     "at_least",
+    "declared",
     "image_shape_of",
     "not_negative",
     "one_of",
@@ -19,6 +22,25 @@ def at_least(name: str, value: int, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name}: expected a whole number of at least {minimum}, got {value!r}")
     return value
+
+
+def declared(where: str, part: Any, name: str, minimum: int = 1) -> int:
+    """An attribute that a part of a model must have, a whole number of at least `minimum`.
+
+    Arguments:
+        where: The part's place in the config.
+        part: The part.
+        name: The attribute.
+        minimum: The least that it may be.
+    """
+    value = getattr(part, name, None)
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        found = "has no" if value is None else f"has {value!r} as its"
+        raise ValueError(
+            f"{where}: {type(part).__name__} {found} {name}; expected a whole number of at least "
+            f"{minimum}"
+        )
+    return int(value)
 
 
 def positive(name: str, value: float) -> float:

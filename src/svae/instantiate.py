@@ -1,6 +1,7 @@
 """Configs to objects: the one place that does it, with every key and type checked first."""
 
 import inspect
+import logging
 import os
 import re
 import types
@@ -38,7 +39,7 @@ def instantiate(config: DictConfig, where: str, **more: Any) -> Any:
         ValueError: What a constructor raised; a key that the target does not take, or a value of
             another type than it says; a value that is missing; or a target that is no class of
             `svae`, `pytorch_lightning`, `torch.nn` and `torch.optim`. `SVAE_TRUSTED_TARGETS` adds
-            packages of one's own, separated by commas.
+            packages, modules and classes of one's own, separated by commas.
     """
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -84,28 +85,56 @@ def _check_call(node: dict[str, Any], where: str, more: Mapping[str, Any]) -> No
         if value == "???":
             raise ValueError(f"{where}.{key}: a value is missing")
         _check_type(value, _annotation(target, key), f"{where}.{key}")
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    lacking = [
+        key
+        for key, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind not in variable
+        if key not in given and key not in more
+    ]
+    if lacking and not node.get("_partial_"):
+        raise ValueError(
+            f"{where}: {name} is not given {', '.join(lacking)}; expected a value, or "
+            "_partial_: true beside _target_ where svae gives it"
+        )
 
 
 def trusted_target(name: Any, where: str) -> Callable[..., Any]:
     """The class or function of that name, if it is one that a config may name."""
-    own = tuple(f"{p}." for p in os.environ.get("SVAE_TRUSTED_TARGETS", "").split(",") if p)
+    listed = [p.strip() for p in os.environ.get("SVAE_TRUSTED_TARGETS", "").split(",")]
+    own = tuple(f"{p}." for p in listed if p)
+    itself = name in listed  # a class, and not the package that it is in
     refusal = ValueError(
         f"{where}._target_: {name!r} is no class of svae, pytorch_lightning, torch.nn or "
         "torch.optim; set SVAE_TRUSTED_TARGETS to a package of your own to allow it"
     )
     # To look a name up is to import its module, and that of a command runs it.
-    if not isinstance(name, str) or "__main__" in name or not name.startswith(_TRUSTED + own):
+    named = isinstance(name, str) and (itself or name.startswith(_TRUSTED + own))
+    if not named or "__main__" in name:
         raise refusal
+    # What is raised here, Hydra logs before, in several lines.
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
     try:
         target = hydra.utils.get_object(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where}._target_: {name!r} does not exist") from error
+        raise ValueError(f"{where}._target_: {name!r} {_why_not(name, error)}") from error
     # A name such as svae.run.torch.load begins well and ends elsewhere.
     home = f"{getattr(target, '__module__', '')}."
     of_svae = inspect.isclass(target) and home.startswith(_TRUSTED)
-    if home.startswith(_NOT_TRUSTED) or not (of_svae or home.startswith(_FUNCTIONS + own)):
+    allowed = of_svae or itself or home.startswith(_FUNCTIONS + own)
+    if home.startswith(_NOT_TRUSTED) or not allowed:
         raise refusal
     return target
+
+
+def _why_not(name: str, error: Exception) -> str:
+    """Why a name cannot be looked up: there is no such thing, or its module fails."""
+    cause = error.__cause__ or error
+    # A module that is not there may be one that a module of that name imports.
+    absent = isinstance(cause, ModuleNotFoundError) and f"{name}.".startswith(f"{cause.name}.")
+    if absent or isinstance(cause, AttributeError):
+        return f"does not exist ({one_line(cause)})"
+    return f"cannot be imported ({type(cause).__name__}: {one_line(cause)})"
 
 
 def _annotation(target: Callable[..., Any], key: str) -> Any:

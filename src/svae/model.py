@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from svae.agreement import most_agreed, poses_between
-from svae.checks import at_least, image_shape_of, positive
+from svae.checks import at_least, declared, image_shape_of, positive
 from svae.ctf import CTF
 from svae.elbo import ELBO
 from svae.encoders import MLP
@@ -147,7 +147,10 @@ class SpatialVAE(nn.Module):
         if dims != z_dim:
             raise ValueError(f"prior: expected one on the {z_dim} components of z, got {dims}")
         self._priors = nn.ModuleDict({name: prior[name] for name in wanted})
+        for name in wanted:
+            declared(f"prior.{name}", prior[name], "num_params", 0)
         self.likelihood = likelihood(image_shape=self.image_shape)
+        declared("model.likelihood", self.likelihood, "params_per_channel")
         self.encoder = encoder(image_shape=self.image_shape)
         found = getattr(self.encoder, "group_order", None)
         if group_order not in (None, found):
@@ -155,7 +158,7 @@ class SpatialVAE(nn.Module):
                 f"group_order: expected that of the encoder, {found or 'null'}, got {group_order}"
             )
         self.posterior = posterior(
-            in_features=self.encoder.out_features,
+            in_features=declared("model.encoder", self.encoder, "out_features"),
             priors=self.priors,
             lattice=getattr(self.encoder, "lattice", None),
         )
@@ -282,11 +285,7 @@ class SpatialVAE(nn.Module):
             candidates: The number of poses; by default the model's `pose_candidates`.
             ctf: As in `log_likelihood`, for the bound of the candidates.
         """
-        if image.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"image: expected shape (B, {', '.join(map(str, self.image_shape))}), "
-                f"got {tuple(image.shape)}"
-            )
+        self._check_shape(image)
         candidates = self.pose_candidates if candidates is None else candidates
         if candidates == 1 or "theta" not in self.priors:
             return self._posterior(image)
@@ -677,7 +676,8 @@ class SpatialVAE(nn.Module):
     @torch.no_grad()
     def encode(self, image: Tensor, batch_size: int = 500, *, ctf: CTF | None = None) -> Latents:
         """The `estimate` of images with shape (B, C, H, W); see `infer` for more."""
-        rows = torch.arange(len(image)).split(batch_size)
+        image = self._images_given(image)
+        rows = torch.arange(len(image)).split(at_least("batch_size", batch_size, 1))
         parts = zip(self._batches(image, batch_size), rows, strict=True)
         return Latents.cat([self.estimate(part, ctf=self._own(ctf, own)) for part, own in parts])
 
@@ -696,8 +696,9 @@ class SpatialVAE(nn.Module):
         """
         if ctf is not None:
             self._check_additive()
+        self._check_latents(latents)
         images = []
-        for rows in torch.arange(len(latents)).split(batch_size):
+        for rows in torch.arange(len(latents)).split(at_least("batch_size", batch_size, 1)):
             part = latents[rows].map(lambda value: value.to(self.grid))
             coords = to_object_frame(self.grid, *part.pose)
             params = self.generator(coords, part.z)
@@ -723,12 +724,40 @@ class SpatialVAE(nn.Module):
         within = within * latents.scale.unsqueeze(-1)
         return latents.shift + rotate(within, latents.theta)
 
-    def _batches(self, image: Tensor, batch_size: int) -> Iterator[Tensor]:
-        image = torch.as_tensor(image)
+    def _check_latents(self, latents: Latents) -> None:
+        expected = f"latents: expected Latents with z (B, {self.z_dim}) and theta (B,), got"
+        if not isinstance(latents, Latents):
+            raise ValueError(f"{expected} {type(latents).__name__}")
+        if latents.z.ndim != 2 or latents.z.shape[1] != self.z_dim:
+            raise ValueError(
+                f"{expected} z {tuple(latents.z.shape)} and theta {tuple(latents.theta.shape)}"
+            )
+
+    def _images_given(self, image: Any) -> Tensor:
+        """Images as a tensor (B, C, H, W), from what is one, or an array, or grey (B, H, W)."""
+        try:
+            image = torch.as_tensor(image)
+        except (RuntimeError, TypeError, ValueError) as error:
+            more = ', of which take ["image"]' if isinstance(image, Mapping) else ""
+            raise ValueError(
+                "image: expected a tensor or an array of shape "
+                f"(B, {', '.join(map(str, self.image_shape))}), got {type(image).__name__}{more}"
+            ) from error
         if image.ndim == 3 and self.image_shape[0] == 1:
             image = image.unsqueeze(1)
+        self._check_shape(image)
+        return image
+
+    def _check_shape(self, image: Tensor) -> None:
+        if image.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"image: expected shape (B, {', '.join(map(str, self.image_shape))}), "
+                f"got {tuple(image.shape)}"
+            )
+
+    def _batches(self, image: Tensor, batch_size: int) -> Iterator[Tensor]:
         self.likelihood.check(image)
-        for part in image.split(at_least("batch_size", batch_size, 1)):
+        for part in image.split(batch_size):
             yield part.to(self.grid)
 
 

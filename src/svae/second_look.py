@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from svae.checks import image_shape_of
+from svae.checks import declared, image_shape_of
 from svae.geometry import windows_on
 from svae.latents import Latents
 from svae.networks import precise_linear
@@ -49,7 +49,7 @@ class SecondLook(nn.Module):
                 f"model/encoder=mlp or cnn, and {type(self.encoder).__name__} has them at "
                 f"{len(self.encoder.lattice)} lattice points"  # type: ignore[arg-type]
             )
-        features: int = self.encoder.out_features  # type: ignore[assignment]
+        features = declared("model.second_encoder", self.encoder, "out_features")
         self.head = nn.Linear(features, num_params)
 
     def forward(self, image: Tensor, found: Latents) -> Tensor:

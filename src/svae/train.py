@@ -71,6 +71,7 @@ from svae.run import (
 from svae.schedules import scheduled
 from svae.signals import Signals
 from svae.status import Status, read_status, write_status
+from svae.trial import try_once
 
 __all__ = ["main", "train"]
 
@@ -315,8 +316,6 @@ def prepare(
     """
     with weights_within(memory_at_hand(cfg.trainer.accelerator), cfg.model.image_shape):
         module = build_module(cfg, data)
-    if cfg.compile:
-        module.model.compile()
     for images in data.sample():
         module.model.likelihood.check(images)
     check_optimisation(module, cfg.trainer)
@@ -352,6 +351,9 @@ def prepare(
     data.check_shares(trainer.world_size, [s for s in SPLITS if s != "test" or cfg.test])
     count = len(data.sources["train"])
     check_memory(module, cfg.trainer, min(data.batch_size, count) / trainer.world_size)
+    try_once(module.model, data.sources["train"][torch.arange(min(2, data.batch_size, count))])
+    if cfg.compile:
+        module.model.compile()
     tell_few_steps(cfg.trainer, count, data.batch_size)
     save_config(cfg)
     save_status(cfg, Status("running"))
