@@ -159,8 +159,28 @@ class VAEModule(pl.LightningModule):
         self._collect(batch, q, elbo, q.mode())
 
     def on_validation_epoch_end(self) -> None:
+        known = self._gather()
+        self._check_validation(known)
         self._log_means("val")
-        self._gather()
+
+    def _check_validation(self, known: Inferred) -> None:
+        """Look at the bound of a validation; every process does so, and finds the same.
+
+        Early stopping would otherwise end the run as if it were finished.
+
+        Raises:
+            NotFinite: It is NaN or infinite. The message names the epoch, and the images if their
+                log-likelihoods tell them.
+        """
+        bound = self._means("val").compute().get("elbo")
+        if bound is None or bound.isfinite() or self.trainer.sanity_checking:
+            return
+        images = known.index[~known.log_likelihood.isfinite()].tolist()
+        named = f"for {len(images)} of the {len(known)} images: {self._called(images)}"
+        raise NotFinite(
+            f"validation (epoch {self.current_epoch}): the bound val/elbo is not finite "
+            + (named if images else f"({bound.item():g}), with finite log-likelihoods")
+        )
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         q = self.model.infer(batch["image"], ctf=CTF.of(batch))
@@ -289,28 +309,34 @@ class VAEModule(pl.LightningModule):
         )
 
     def _with_bad_gradient(self, step: int, batch: list[int]) -> list[int]:
-        """The images of a step whose own gradients are not finite; all where none can be told."""
+        """The images of a step whose own gradients are not finite; all where none can be told.
+
+        An image by itself is no batch to every network: batch normalisation refuses it.
+        """
         index = self._newest["index"]
         # On a GPU the weights have changed since, and another process may have the image.
         if sorted(index.tolist()) != batch or step != self.global_step:
             return batch
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        ctf = CTF.of(self._newest)
-        found = []
-        with torch.enable_grad(), self.trainer.precision_plugin.forward_context():
-            for one in index.split(1):
-                row = index == one
-                elbo = self.model.training_elbo(
-                    self._newest["image"][row],
-                    Noise(self.seed, step, one),
-                    self.current_epoch,
-                    ctf=None if ctf is None else ctf[row],
-                )
-                objective = elbo.objective(self.model.beta).sum()
-                gradients = torch.autograd.grad(objective, trained, allow_unused=True)
-                if not all(g.isfinite().all() for g in gradients if g is not None):
-                    found.append(int(one))
+        try:
+            with torch.enable_grad(), self.trainer.precision_plugin.forward_context():
+                found = [int(one) for one in index.split(1) if not self._finite_alone(step, one)]
+        except Exception:  # of somebody's network; what is to be told is the gradient
+            return batch
         return sorted(found) or batch
+
+    def _finite_alone(self, step: int, one: Tensor) -> bool:
+        """Whether the gradient of one image of the newest batch, by its index (1,), is finite."""
+        row, ctf = self._newest["index"] == one, CTF.of(self._newest)
+        elbo = self.model.training_elbo(
+            self._newest["image"][row],
+            Noise(self.seed, step, one),
+            self.current_epoch,
+            ctf=None if ctf is None else ctf[row],
+        )
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        objective = elbo.objective(self.model.beta).sum()
+        gradients = torch.autograd.grad(objective, trained, allow_unused=True)
+        return all(bool(g.isfinite().all()) for g in gradients if g is not None)
 
     def _called(self, images: list[int]) -> str:
         """Images by their indices, and by their files where they have some."""
