@@ -14,11 +14,13 @@ from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from torch import nn
 
+from svae.encoders import MLP
 from svae.formats.mrc import write_stack
 
 __all__ = [
     "Anything",
     "Die",
+    "Dropout",
     "FullDisk",
     "Interrupt",
     "LinearGenerator",
@@ -49,6 +51,13 @@ class LinearGenerator(nn.Module):
 
     def forward(self, coords, z):
         return (z @ self.loading.T + self.offset).unsqueeze(-1)
+
+
+class Dropout(MLP):
+    """An encoder that draws from torch's own generator in training."""
+
+    def forward(self, image):
+        return nn.functional.dropout(super().forward(image), training=self.training)
 
 
 class Interrupt(Callback):

@@ -88,6 +88,7 @@ def whole(tmp_path_factory):
 
 STEPS = ["trainer.max_epochs=-1", "trainer.max_steps=13"]
 PLATEAU = ["scheduler=plateau", "scheduler.patience=0", "optimizer.lr=0.5"]
+DROPOUT = ["model.encoder._target_=tests.helpers.Dropout"]
 TWICE = ["trainer.accumulate_grad_batches=2"]
 
 
@@ -103,6 +104,9 @@ TWICE = ["trainer.accumulate_grad_batches=2"]
         (1, -2, STEPS),
         (2, 0, STEPS),
         (1, -2, PLATEAU),
+        (1, 2, DROPOUT),
+        (1, -1, DROPOUT),
+        (1, -2, DROPOUT),
         (1, 0, TWICE),  # between the two batches of a step
     ],
 )

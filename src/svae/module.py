@@ -37,6 +37,7 @@ from svae.metrics.clustering import FEWEST_IMAGES
 from svae.model import SpatialVAE
 from svae.noise import Noise
 from svae.posteriors import Posterior
+from svae.random_state import random_state, restore_random_state
 from svae.schedules import scheduled
 from svae.spikes import SpikeLimit
 
@@ -89,6 +90,7 @@ class VAEModule(pl.LightningModule):
         self.spikes = None if max_gradient_spike is None else SpikeLimit(max_gradient_spike)
         self._finite = FiniteCheck()
         self._newest: Batch = {}
+        self._random: dict[str, Tensor] | None = None
         #: The objective of each image of the newest batch, (B,), for whoever shows it.
         self.newest_objective: Tensor | None = None
 
@@ -131,6 +133,12 @@ class VAEModule(pl.LightningModule):
     def _has_clusters(self, known: Container[str]) -> bool:
         """Whether a test compares clusters with labels, where so much is known of its images."""
         return bool("label" in known and self.num_labels and self.model.z_dim)
+
+    def on_train_start(self) -> None:
+        # As late as can be: what is made and read before draws random numbers as well.
+        if self._random is not None:
+            restore_random_state(self._random, self.trainer.strategy.root_device)
+            self._random = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         noise = Noise(self.seed, self.global_step, batch["index"])
@@ -352,8 +360,17 @@ class VAEModule(pl.LightningModule):
         gathered = [self.trainer.strategy.all_gather(t) for t in (means.sums, means.counts)]
         size = len(means.names)
         checkpoint["train_means"] = [t.reshape(-1, size).cpu() for t in gathered]
+        device, processes = self.trainer.strategy.root_device, self.trainer.world_size
+        checkpoint["random_state"] = {
+            name: self.trainer.strategy.all_gather(state.to(device)).reshape(processes, -1).cpu()
+            for name, state in random_state(device).items()
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Of an older version there is none, and of another number of processes none that fits.
+        states = checkpoint.get("random_state")
+        if states is not None and len(states["cpu"]) == self.trainer.world_size:
+            self._random = {name: s[self.trainer.global_rank] for name, s in states.items()}
         parts = checkpoint.get("train_means")
         if parts is None:  # of an older version, which saved at the ends of epochs only
             return
