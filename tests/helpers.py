@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from svae.encoders import MLP
 from svae.formats.mrc import write_stack
@@ -26,6 +27,7 @@ __all__ = [
     "LinearGenerator",
     "SlowDisk",
     "StopAfter",
+    "on_plateau",
     "run_command",
     "write_mnist",
     "write_particles",
@@ -144,6 +146,11 @@ class Told(Callback):
         rate = trainer.optimizers[0].param_groups[0]["initial_lr"]
         with Path(f"told{trainer.global_rank}").open("a") as file:
             file.write(f"{pl_module.model.z_dim} {pl_module.model.beta} {rate}\n")
+
+
+def on_plateau(optimizer, total_steps, monitor):
+    """A schedule of one's own that looks at a metric."""
+    return {"scheduler": ReduceLROnPlateau(optimizer), "monitor": monitor}
 
 
 class Anything:

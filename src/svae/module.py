@@ -17,6 +17,7 @@ from svae.checks import at_least
 from svae.ctf import CTF
 from svae.datasets.base import Batch
 from svae.elbo import ELBO
+from svae.errors import UserError
 from svae.finite import FiniteCheck, NotFinite, Suspect
 from svae.geometry import pixel_size
 from svae.inferred import Inferred, representation
@@ -116,6 +117,11 @@ class VAEModule(pl.LightningModule):
         #: The cluster of every image of `inferred` after a test, by the suffix of the metrics;
         #: None where there is no label to compare with.
         self.clusters: dict[str, Tensor] | None = None
+
+    @property
+    def validated(self) -> list[str]:
+        """The names of what every validation logs."""
+        return [f"val/{name}" for name in self._means("val").names]
 
     def setup(self, stage: str) -> None:
         split = "test" if stage == "test" else "val"
@@ -258,7 +264,7 @@ class VAEModule(pl.LightningModule):
         optimizer = self.make_optimizer(trained)
         steps = self.trainer.estimated_stepping_batches
         schedule = scheduled(self.make_scheduler, optimizer, steps)
-        if "monitor" in schedule:
+        if isinstance(schedule["scheduler"], ReduceLROnPlateau):
             # Not by Lightning, which does it after the last checkpoint of an epoch is saved, so
             # that a run that goes on from there would miss it.
             schedule |= {"frequency": sys.maxsize}
@@ -267,8 +273,14 @@ class VAEModule(pl.LightningModule):
     def on_validation_end(self) -> None:
         for schedule in self.trainer.lr_scheduler_configs:
             if isinstance(schedule.scheduler, ReduceLROnPlateau):
-                reached = self.trainer.callback_metrics[str(schedule.monitor)]
-                schedule.scheduler.step(reached.item())
+                reached, monitor = self.trainer.callback_metrics, str(schedule.monitor)
+                if monitor not in reached:
+                    there = ", ".join(sorted(name for name in reached if name.startswith("val/")))
+                    raise UserError(
+                        f"scheduler.monitor: expected a metric that validation logs ({there}), "
+                        f"got {monitor!r}"
+                    )
+                schedule.scheduler.step(reached[monitor].item())
 
     def configure_gradient_clipping(
         self,
