@@ -15,20 +15,24 @@ import yaml
 from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from svae.datasets import ImageDataModule
 from svae.datasets.base import split_rows
+from svae.encoders import MLP
 from svae.formats.mrc import write_stack
 
 __all__ = [
     "Anything",
     "Die",
+    "Dropout",
     "FullDisk",
     "Interrupt",
     "LinearGenerator",
     "OwnArray",
     "SlowDisk",
     "StopAfter",
+    "on_plateau",
     "run_command",
     "write_mnist",
     "write_own_array",
@@ -55,6 +59,13 @@ class LinearGenerator(nn.Module):
 
     def forward(self, coords, z):
         return (z @ self.loading.T + self.offset).unsqueeze(-1)
+
+
+class Dropout(MLP):
+    """An encoder that draws from torch's own generator in training."""
+
+    def forward(self, image):
+        return nn.functional.dropout(super().forward(image), training=self.training)
 
 
 class Interrupt(Callback):
@@ -141,6 +152,11 @@ class Told(Callback):
         rate = trainer.optimizers[0].param_groups[0]["initial_lr"]
         with Path(f"told{trainer.global_rank}").open("a") as file:
             file.write(f"{pl_module.model.z_dim} {pl_module.model.beta} {rate}\n")
+
+
+def on_plateau(optimizer, total_steps, monitor):
+    """A schedule of one's own that looks at a metric."""
+    return {"scheduler": ReduceLROnPlateau(optimizer), "monitor": monitor}
 
 
 class Anything:

@@ -98,6 +98,14 @@ def outcome(main, capfd, monkeypatch, tmp_path, *overrides):
         (["seed=null"], "seed: expected int, got None"),
         (["test='no'"], "test: expected bool, got 'no'"),
         (["+callbacks.mine.rate=1"], "callbacks.mine: expected an object with a _target_, got"),
+        (
+            ["+callbacks.mine._target_=torch.nn.Identity"],
+            "callbacks.mine: expected a Callback of pytorch_lightning, got torch.nn.Identity",
+        ),
+        (
+            ["+logger.mine._target_=torch.nn.Identity"],
+            "logger.mine: expected a Logger of pytorch_lightning, got torch.nn.Identity",
+        ),
         (["compile=fast"], "compile: expected bool, got 'fast'"),
         (["optimizer.lr=-1"], "lr: expected a number above 0, got -1"),
         (["scheduler.warmup=2"], "warmup: expected a fraction"),
@@ -127,6 +135,20 @@ def test_training(overrides, message, capfd, monkeypatch, tmp_path):
     assert len(lines) == 1, printed
     assert re.search(message, lines[0]), printed
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_schedule_that_looks_at_what_is_not_logged(capfd, monkeypatch, tmp_path):
+    """A callback might log it: there is a warning, and an end after the first validation."""
+    monkeypatch.setenv("SVAE_TRUSTED_TARGETS", "tests")
+    own = ["scheduler=constant", "scheduler._target_=tests.helpers.on_plateau"]
+    own += ["+scheduler.monitor=val/nonsense", "model.encoder.hidden=8", "~callbacks.figures"]
+    printed = outcome(svae.train.main, capfd, monkeypatch, tmp_path, *own)
+    lines = [line for line in printed.splitlines() if "scheduler.monitor" in line]
+    assert len(lines) == 2
+    assert re.search(
+        "'val/nonsense' is not among what validation logs by itself .val/elb", lines[0]
+    )
+    assert re.search("expected a metric .*val/elbo.*, got 'val/nonsense'$", lines[1])
 
 
 @pytest.mark.parametrize("memory", [1e6, 1e15])

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -27,6 +28,7 @@ from svae import resume
 from svae.datasets.base import EpochBatches
 from svae.files import write_atomic
 from svae.model import SpatialVAE
+from svae.module import VAEModule
 from svae.signals import Signals
 from svae.status import Status, read_status
 
@@ -86,6 +88,7 @@ def whole(tmp_path_factory):
 
 STEPS = ["trainer.max_epochs=-1", "trainer.max_steps=13"]
 PLATEAU = ["scheduler=plateau", "scheduler.patience=0", "optimizer.lr=0.5"]
+DROPOUT = ["model.encoder._target_=tests.helpers.Dropout"]
 TWICE = ["trainer.accumulate_grad_batches=2"]
 
 
@@ -101,6 +104,9 @@ TWICE = ["trainer.accumulate_grad_batches=2"]
         (1, -2, STEPS),
         (2, 0, STEPS),
         (1, -2, PLATEAU),
+        (1, 2, DROPOUT),
+        (1, -1, DROPOUT),
+        (1, -2, DROPOUT),
         (1, 0, TWICE),  # between the two batches of a step
     ],
 )
@@ -288,6 +294,53 @@ def test_what_is_not_finite_ends_the_training_at_once(kind, spike, poisoned, tmp
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 5
     assert all(value.isfinite().all() for value in last["state_dict"].values())
+
+
+def test_a_network_that_takes_no_single_image_is_told_of_too(poisoned, tmp_path, monkeypatch):
+    """As batch normalisation: then no images can be told from the others of the batch."""
+    poisoned("gradient", 5, [45])
+    training_elbo = SpatialVAE.training_elbo
+
+    def of_batches(self, image, *args, **more):
+        if len(image) == 1:
+            raise ValueError("Expected more than 1 value per channel when training")
+        return training_elbo(self, image, *args, **more)
+
+    monkeypatch.setattr(SpatialVAE, "training_elbo", of_batches)
+    run = tmp_path / "run"
+    assert train(run, NO_FIGURES) == 1
+    told = re.search(r"the gradient is not finite for (\d+) of the (\d+) images", log_of(run)[-1])
+    assert told is not None
+    assert told[1] == told[2] != "1"
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("log_likelihood", r"for 1 of the \d+ images: \d+; what"),
+        ("kl", r"\(nan\), with finite log-likelihoods; what"),
+    ],
+)
+def test_a_validation_that_is_not_finite_ends_the_training(what, told, tmp_path, monkeypatch):
+    """Early stopping would end it as finished."""
+    bound = VAEModule._bound
+
+    def poisoned_bound(self, split, batch, q):
+        elbo = bound(self, split, batch, q)
+        if split == "val" and self.current_epoch == 1:
+            (elbo.kl["z"] if what == "kl" else elbo.log_likelihood)[0] = math.nan
+        return elbo
+
+    monkeypatch.setattr(VAEModule, "_bound", poisoned_bound)
+    run = tmp_path / "run"
+    assert train(run, NO_FIGURES, "dataset.eval_batch_size=1000") == 1
+    message = log_of(run)[-1]
+    assert message.startswith("validation (epoch 1): the bound val/elbo is not finite ")
+    assert re.search(told, message)
+    assert f"(best.ckpt, last.ckpt in {run}/checkpoints)" in message
+    assert read_status(run) == Status("failed", message)
+    # The bound of the epoch before is still the best.
+    assert torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 0
 
 
 def test_a_gpu_is_asked_rarely_and_nothing_bad_is_saved(poisoned, tmp_path, monkeypatch):

@@ -6,6 +6,8 @@ import torch
 
 from svae.schedules import constant, cosine, plateau, scheduled
 
+torch_s = torch.optim.lr_scheduler
+
 
 def optimizer(lr=2.0):
     return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr)
@@ -53,7 +55,6 @@ def test_plateau_cuts_when_the_bound_stands_still():
 
 
 def test_a_schedule_of_torch_is_stepped_once_in_an_epoch():
-    torch_s = torch.optim.lr_scheduler
     described = scheduled(partial(torch_s.StepLR, step_size=2, gamma=0.1), optimizer(), 1000)
     assert described["interval"] == "epoch"
     assert isinstance(described["scheduler"], torch_s.StepLR)
@@ -61,3 +62,36 @@ def test_a_schedule_of_torch_is_stepped_once_in_an_epoch():
     assert ours["interval"] == "step"
     with pytest.raises(ValueError, match="scheduler=plateau"):
         scheduled(partial(torch_s.ReduceLROnPlateau, patience=3), optimizer(), 100)
+
+
+def test_a_schedule_of_one_s_own_may_give_one_of_torch():
+    described = scheduled(lambda opt, steps: torch_s.StepLR(opt, 3), optimizer(), 1000)
+    assert described["interval"] == "epoch"
+    assert isinstance(described["scheduler"], torch_s.StepLR)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda opt: None, "scheduler: expected one of torch.* or a dictionary, got None$"),
+        (lambda opt: [torch_s.StepLR(opt, 3)], "or a dictionary, got list$"),
+        (lambda opt: {}, "under scheduler, got NoneType$"),
+        (lambda opt: {"scheduler": opt}, "under scheduler, got SGD$"),
+        (
+            lambda opt: {"schedule": torch_s.StepLR(opt, 3)},
+            "a key of the dictionary: expected one of scheduler, interval, .* got 'schedule'$",
+        ),
+        (
+            lambda opt: {"scheduler": torch_s.StepLR(opt, 3), "interval": "steps"},
+            "scheduler.interval: expected one of epoch, step, got 'steps'$",
+        ),
+        (
+            lambda opt: {"scheduler": torch_s.StepLR(opt, 3), "frequency": 0},
+            "scheduler.frequency: expected a whole number of at least 1, got 0$",
+        ),
+        (lambda opt: torch_s.ReduceLROnPlateau(opt), "scheduler.monitor: .* got None$"),
+    ],
+)
+def test_what_is_no_schedule_is_told(made, told):
+    with pytest.raises(ValueError, match=told):
+        scheduled(lambda opt, steps: made(opt), optimizer(), 1000)

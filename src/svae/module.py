@@ -17,6 +17,7 @@ from svae.checks import at_least
 from svae.ctf import CTF
 from svae.datasets.base import Batch
 from svae.elbo import ELBO
+from svae.errors import UserError
 from svae.finite import FiniteCheck, NotFinite, Suspect
 from svae.geometry import pixel_size
 from svae.inferred import Inferred, representation
@@ -37,6 +38,7 @@ from svae.metrics.clustering import FEWEST_IMAGES
 from svae.model import SpatialVAE
 from svae.noise import Noise
 from svae.posteriors import Posterior
+from svae.random_state import random_state, restore_random_state
 from svae.schedules import scheduled
 from svae.spikes import SpikeLimit
 
@@ -89,6 +91,7 @@ class VAEModule(pl.LightningModule):
         self.spikes = None if max_gradient_spike is None else SpikeLimit(max_gradient_spike)
         self._finite = FiniteCheck()
         self._newest: Batch = {}
+        self._random: dict[str, Tensor] | None = None
         #: The objective of each image of the newest batch, (B,), for whoever shows it.
         self.newest_objective: Tensor | None = None
 
@@ -115,6 +118,11 @@ class VAEModule(pl.LightningModule):
         #: None where there is no label to compare with.
         self.clusters: dict[str, Tensor] | None = None
 
+    @property
+    def validated(self) -> list[str]:
+        """The names of what every validation logs."""
+        return [f"val/{name}" for name in self._means("val").names]
+
     def setup(self, stage: str) -> None:
         split = "test" if stage == "test" else "val"
         known = self.trainer.datamodule.splits[split]  # type: ignore[attr-defined]
@@ -131,6 +139,12 @@ class VAEModule(pl.LightningModule):
     def _has_clusters(self, known: Container[str]) -> bool:
         """Whether a test compares clusters with labels, where so much is known of its images."""
         return bool("label" in known and self.num_labels and self.model.z_dim)
+
+    def on_train_start(self) -> None:
+        # As late as can be: what is made and read before draws random numbers as well.
+        if self._random is not None:
+            restore_random_state(self._random, self.trainer.strategy.root_device)
+            self._random = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         noise = Noise(self.seed, self.global_step, batch["index"])
@@ -159,8 +173,28 @@ class VAEModule(pl.LightningModule):
         self._collect(batch, q, elbo, q.mode())
 
     def on_validation_epoch_end(self) -> None:
+        known = self._gather()
+        self._check_validation(known)
         self._log_means("val")
-        self._gather()
+
+    def _check_validation(self, known: Inferred) -> None:
+        """Look at the bound of a validation; every process does so, and finds the same.
+
+        Early stopping would otherwise end the run as if it were finished.
+
+        Raises:
+            NotFinite: It is NaN or infinite. The message names the epoch, and the images if their
+                log-likelihoods tell them.
+        """
+        bound = self._means("val").compute().get("elbo")
+        if bound is None or bound.isfinite() or self.trainer.sanity_checking:
+            return
+        images = known.index[~known.log_likelihood.isfinite()].tolist()
+        named = f"for {len(images)} of the {len(known)} images: {self._called(images)}"
+        raise NotFinite(
+            f"validation (epoch {self.current_epoch}): the bound val/elbo is not finite "
+            + (named if images else f"({bound.item():g}), with finite log-likelihoods")
+        )
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         q = self.model.infer(batch["image"], ctf=CTF.of(batch))
@@ -230,7 +264,7 @@ class VAEModule(pl.LightningModule):
         optimizer = self.make_optimizer(trained)
         steps = self.trainer.estimated_stepping_batches
         schedule = scheduled(self.make_scheduler, optimizer, steps)
-        if "monitor" in schedule:
+        if isinstance(schedule["scheduler"], ReduceLROnPlateau):
             # Not by Lightning, which does it after the last checkpoint of an epoch is saved, so
             # that a run that goes on from there would miss it.
             schedule |= {"frequency": sys.maxsize}
@@ -239,8 +273,14 @@ class VAEModule(pl.LightningModule):
     def on_validation_end(self) -> None:
         for schedule in self.trainer.lr_scheduler_configs:
             if isinstance(schedule.scheduler, ReduceLROnPlateau):
-                reached = self.trainer.callback_metrics[str(schedule.monitor)]
-                schedule.scheduler.step(reached.item())
+                reached, monitor = self.trainer.callback_metrics, str(schedule.monitor)
+                if monitor not in reached:
+                    there = ", ".join(sorted(name for name in reached if name.startswith("val/")))
+                    raise UserError(
+                        f"scheduler.monitor: expected a metric that validation logs ({there}), "
+                        f"got {monitor!r}"
+                    )
+                schedule.scheduler.step(reached[monitor].item())
 
     def configure_gradient_clipping(
         self,
@@ -289,28 +329,34 @@ class VAEModule(pl.LightningModule):
         )
 
     def _with_bad_gradient(self, step: int, batch: list[int]) -> list[int]:
-        """The images of a step whose own gradients are not finite; all where none can be told."""
+        """The images of a step whose own gradients are not finite; all where none can be told.
+
+        An image by itself is no batch to every network: batch normalisation refuses it.
+        """
         index = self._newest["index"]
         # On a GPU the weights have changed since, and another process may have the image.
         if sorted(index.tolist()) != batch or step != self.global_step:
             return batch
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        ctf = CTF.of(self._newest)
-        found = []
-        with torch.enable_grad(), self.trainer.precision_plugin.forward_context():
-            for one in index.split(1):
-                row = index == one
-                elbo = self.model.training_elbo(
-                    self._newest["image"][row],
-                    Noise(self.seed, step, one),
-                    self.current_epoch,
-                    ctf=None if ctf is None else ctf[row],
-                )
-                objective = elbo.objective(self.model.beta).sum()
-                gradients = torch.autograd.grad(objective, trained, allow_unused=True)
-                if not all(g.isfinite().all() for g in gradients if g is not None):
-                    found.append(int(one))
+        try:
+            with torch.enable_grad(), self.trainer.precision_plugin.forward_context():
+                found = [int(one) for one in index.split(1) if not self._finite_alone(step, one)]
+        except Exception:  # of somebody's network; what is to be told is the gradient
+            return batch
         return sorted(found) or batch
+
+    def _finite_alone(self, step: int, one: Tensor) -> bool:
+        """Whether the gradient of one image of the newest batch, by its index (1,), is finite."""
+        row, ctf = self._newest["index"] == one, CTF.of(self._newest)
+        elbo = self.model.training_elbo(
+            self._newest["image"][row],
+            Noise(self.seed, step, one),
+            self.current_epoch,
+            ctf=None if ctf is None else ctf[row],
+        )
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        objective = elbo.objective(self.model.beta).sum()
+        gradients = torch.autograd.grad(objective, trained, allow_unused=True)
+        return all(bool(g.isfinite().all()) for g in gradients if g is not None)
 
     def _called(self, images: list[int]) -> str:
         """Images by their indices, and by their files where they have some."""
@@ -326,8 +372,17 @@ class VAEModule(pl.LightningModule):
         gathered = [self.trainer.strategy.all_gather(t) for t in (means.sums, means.counts)]
         size = len(means.names)
         checkpoint["train_means"] = [t.reshape(-1, size).cpu() for t in gathered]
+        device, processes = self.trainer.strategy.root_device, self.trainer.world_size
+        checkpoint["random_state"] = {
+            name: self.trainer.strategy.all_gather(state.to(device)).reshape(processes, -1).cpu()
+            for name, state in random_state(device).items()
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Of an older version there is none, and of another number of processes none that fits.
+        states = checkpoint.get("random_state")
+        if states is not None and len(states["cpu"]) == self.trainer.world_size:
+            self._random = {name: s[self.trainer.global_rank] for name, s in states.items()}
         parts = checkpoint.get("train_means")
         if parts is None:  # of an older version, which saved at the ends of epochs only
             return

@@ -7,18 +7,22 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from svae.checks import at_least, positive
+from svae.checks import at_least, one_of, positive
 
 __all__ = ["Schedule", "constant", "cosine", "plateau", "scheduled"]
 
-#: From an optimiser and the number of training steps to Lightning's description of a schedule.
-Schedule = Callable[[Optimizer, float], dict[str, Any]]
+#: From an optimiser and the number of training steps to Lightning's description of a schedule,
+#: or to one of torch that is stepped once in an epoch.
+Schedule = Callable[[Optimizer, float], dict[str, Any] | LRScheduler]
+
+#: What a description may say beside `scheduler`.
+_SAID = ("interval", "frequency", "monitor", "name")
 
 
 def scheduled(
     make: Callable[..., Any], optimizer: Optimizer, total_steps: float
 ) -> dict[str, Any]:
-    """Lightning's description of a schedule.
+    """Lightning's description of a schedule, checked.
 
     Arguments:
         make: A `Schedule`, or a class of `torch.optim.lr_scheduler` with its arguments (a
@@ -27,15 +31,42 @@ def scheduled(
         total_steps: The number of training steps.
 
     Raises:
-        ValueError: It is torch's `ReduceLROnPlateau`, which does not know what to look at.
+        ValueError: It is torch's `ReduceLROnPlateau`, which does not know what to look at, or no
+            description.
     """
     made = getattr(make, "func", make)
     if not (isinstance(made, type) and issubclass(made, LRScheduler)):
-        described: dict[str, Any] = make(optimizer, total_steps)
-        return described
+        return _described(make(optimizer, total_steps))
     if issubclass(made, ReduceLROnPlateau):
         raise ValueError("scheduler: expected scheduler=plateau, got torch's ReduceLROnPlateau")
     return {"scheduler": make(optimizer), "interval": "epoch"}
+
+
+def _described(made: Any) -> dict[str, Any]:
+    """What a schedule of one's own gave, as a description."""
+    if isinstance(made, LRScheduler):
+        made = {"scheduler": made, "interval": "epoch"}
+    if not isinstance(made, dict):
+        got = "None" if made is None else type(made).__name__
+        raise ValueError(
+            f"scheduler: expected one of torch.optim.lr_scheduler or a dictionary, got {got}"
+        )
+    for key in made:
+        one_of("scheduler: a key of the dictionary", key, ("scheduler", *_SAID))
+    scheduler, monitor = made.get("scheduler"), made.get("monitor")
+    if not isinstance(scheduler, LRScheduler):
+        raise ValueError(
+            "scheduler: expected a dictionary with one of torch.optim.lr_scheduler under "
+            f"scheduler, got {type(scheduler).__name__}"
+        )
+    one_of("scheduler.interval", made.get("interval", "epoch"), ("epoch", "step"))
+    at_least("scheduler.frequency", made.get("frequency", 1), 1)
+    if isinstance(scheduler, ReduceLROnPlateau) and not isinstance(monitor, str):
+        raise ValueError(
+            "scheduler.monitor: expected the name of a metric, such as val/elbo, for "
+            f"ReduceLROnPlateau, got {monitor!r}"
+        )
+    return made
 
 
 def constant(optimizer: Optimizer, total_steps: float) -> dict[str, Any]:

@@ -17,11 +17,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from svae import distributed
 from svae.callbacks import (
@@ -335,12 +337,12 @@ def prepare(
             check_resumed(cfg)
         check_epochs(ckpt_path, cfg.trainer.max_epochs)
 
-    callbacks = objects(cfg.callbacks, "callbacks")
+    callbacks = objects(cfg.callbacks, "callbacks", Callback)
     if not cfg.trainer.enable_progress_bar:
         callbacks = [c for c in callbacks if not isinstance(c, ProgressBar)]
     last = only(LastCheckpoint, callbacks)
     callbacks.append(BetweenSteps(signals, last))
-    loggers = objects(cfg.logger, "logger")
+    loggers = objects(cfg.logger, "logger", Logger)
     trainer: pl.Trainer = instantiate(
         cfg.trainer,
         "trainer",
@@ -391,7 +393,14 @@ def check_optimisation(module: VAEModule, trainer: DictConfig) -> None:
     """Try optimiser and schedule on nothing: Lightning makes them only when training starts."""
     endless = trainer.max_epochs in (None, -1) and trainer.max_steps == -1
     optimizer = module.make_optimizer([torch.nn.Parameter(torch.zeros(1))])
-    scheduled(module.make_scheduler, optimizer, math.inf if endless else 1000)
+    schedule = scheduled(module.make_scheduler, optimizer, math.inf if endless else 1000)
+    watches = isinstance(schedule["scheduler"], ReduceLROnPlateau)
+    if watches and schedule["monitor"] not in module.validated:
+        log.warning(
+            "scheduler.monitor: %r is not among what validation logs by itself (%s); the training "
+            "fails after its first validation unless a callback logs it",
+            *(schedule["monitor"], ", ".join(module.validated)),
+        )
 
 
 @contextmanager
@@ -474,8 +483,13 @@ def check_memory(module: VAEModule, trainer: DictConfig, images: float) -> None:
         )
 
 
-def objects(section: DictConfig, where: str) -> list[Any]:
+def objects(section: DictConfig, where: str, kind: type) -> list[Any]:
     """The objects that a section of the config names, one for each key that is not null.
+
+    Arguments:
+        section: Of the config.
+        where: Its name, for messages.
+        kind: What all of them are.
 
     Raises:
         ValueError: A key has something else.
@@ -483,7 +497,14 @@ def objects(section: DictConfig, where: str) -> list[Any]:
     for name, node in section.items():
         if node is not None and not (isinstance(node, DictConfig) and "_target_" in node):
             raise ValueError(f"{where}.{name!s}: expected an object with a _target_, got {node!r}")
-    return [made for made in instantiate(section, where).values() if made is not None]
+    made = {name: one for name, one in instantiate(section, where).items() if one is not None}
+    for name, one in made.items():
+        if not isinstance(one, kind):
+            raise ValueError(
+                f"{where}.{name}: expected a {kind.__name__} of pytorch_lightning, "
+                f"got {section[name]['_target_']}"
+            )
+    return list(made.values())
 
 
 def numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:

@@ -486,3 +486,25 @@ def test_batches_read_ahead_are_not_taken_for_received():
     again.setup()
     again.load_state_dict(state)
     assert [batch["index"].tolist() for batch in again.train_dataloader()] == whole[3:]
+
+
+def test_a_data_set_that_reads_nothing_is_none():
+    class Empty(ImageDataModule):
+        pass
+
+    with pytest.raises(TypeError, match=r"abstract method '?read"):
+        Empty()
+
+
+def test_a_constructor_that_forgets_the_base_is_told_of():
+    class Forgetful(ImageDataModule):
+        def __init__(self, count):
+            self.count = count
+
+        def read(self):
+            return {}
+
+    with pytest.raises(
+        ValueError, match=r"__init__ of Forgetful does not call super\(\).__init__"
+    ):
+        Forgetful(3).setup()

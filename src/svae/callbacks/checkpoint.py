@@ -1,6 +1,7 @@
 """The two checkpoints of a run: the best by validation, and the last."""
 
 import io
+from collections import OrderedDict
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -13,12 +14,53 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from svae.checks import positive
+from svae.errors import UserError
 from svae.files import write_atomic
 
 __all__ = ["AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint"]
 
 #: What `trainer.save_checkpoint` is told so that a checkpoint stays in memory.
 HOLD = "hold"
+
+#: What `torch.load` reads back without running code; of other types it is tried.
+_PLAIN = (type(None), bool, int, float, str, torch.Tensor, torch.nn.Parameter)
+
+
+def check_readable(checkpoint: Any, where: str = "") -> None:
+    """Find what could be written into a checkpoint but not be read back.
+
+    Only what is not plain is tried, and by itself: this costs nothing beside writing the file.
+
+    Raises:
+        UserError: There is something; the message names its place.
+    """
+    kind = type(checkpoint)
+    if kind in _PLAIN:
+        return
+    if kind in (dict, OrderedDict):
+        for key, value in checkpoint.items():
+            inside = f"{where}.{key}" if where else str(key)
+            check_readable(key, f"{inside} (the key)")
+            check_readable(value, inside)
+    elif kind in (list, tuple):
+        for i, value in enumerate(checkpoint):
+            check_readable(value, f"{where}[{i}]")
+    elif not _comes_back(checkpoint):
+        raise UserError(
+            f"checkpoint: {where} is {kind.__module__}.{kind.__qualname__}, which could not be "
+            "read back; expected tensors, numbers, text, lists and dictionaries"
+        )
+
+
+def _comes_back(value: Any) -> bool:
+    content = io.BytesIO()
+    try:
+        torch.save(value, content)
+        content.seek(0)
+        torch.load(content, weights_only=True)
+    except Exception:  # whatever a class of somebody's raises while it is pickled
+        return False
+    return True
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -36,6 +78,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
+        check_readable(checkpoint)
         content = io.BytesIO()
         torch.save(checkpoint, content)
         if storage_options == HOLD:

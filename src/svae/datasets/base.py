@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -516,7 +516,7 @@ def fits(tensors: Sequence[Tensor], device: torch.device) -> bool:
     return sum(tensor.nbytes for tensor in tensors) <= free * _PART_FOR_DATA
 
 
-class ImageDataModule(pl.LightningDataModule):
+class ImageDataModule(pl.LightningDataModule, ABC):
     """Images of three splits. A data set is a subclass that says how they are read.
 
     Arguments:
@@ -579,6 +579,11 @@ class ImageDataModule(pl.LightningDataModule):
         """
 
     def setup(self, stage: str | None = None) -> None:
+        if not hasattr(self, "sources"):
+            raise ValueError(
+                f"dataset: __init__ of {type(self).__name__} does not call super().__init__(); "
+                "expected super().__init__(batch_size, eval_batch_size, seed, workers)"
+            )
         if not self.sources:
             splits = self.read()
             if not isinstance(splits, Mapping) or splits.keys() != set(SPLITS):
