@@ -549,6 +549,11 @@ class NoParams(Bernoulli):
     params_per_channel = None
 
 
+class NoMask(Bernoulli):
+    def __init__(self, image_shape):
+        pass
+
+
 class NoNumber(Gaussian):
     num_params = property(lambda self: None, lambda self, value: None)
 
@@ -561,6 +566,7 @@ class NoFeatures(CNN):
     ("options", "message"),
     [
         ({"likelihood": NoParams}, "model.likelihood: NoParams has no params_per_channel; expect"),
+        ({"likelihood": NoMask}, "model.likelihood: NoMask has no scored_pixels; expected a con"),
         ({"prior": any_angle() | {"z": NoNumber(2)}}, "prior.z: NoNumber has no num_params; expe"),
         (
             {"encoder": partial(NoFeatures, convolutions=1)},

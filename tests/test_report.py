@@ -168,6 +168,14 @@ def test_the_command_can_be_pasted(run):
     ]
 
 
+def test_the_command_names_packages_of_ones_own(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["callbacks"] = {"a": {"_target_": "my lab.x.A", "inner": [{"_target_": "lab.B"}]}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    _, page = read(run)
+    assert "SVAE_TRUSTED_TARGETS='lab,my lab' python -m svae.train" in page.text
+
+
 def test_figures_are_inside_as_they_are(run):
     write_figure(run, "curves.png")
     write_figure(run, "of my own.png")

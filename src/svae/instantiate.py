@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from svae.errors import one_line
 
-__all__ = ["instantiate", "trusted_target"]
+__all__ = ["instantiate", "own_packages", "trusted_target"]
 
 #: What a config may name: a config from elsewhere must not be able to run any code it likes.
 _TRUSTED = ("svae.", "pytorch_lightning.", "torch.nn.", "torch.optim.")
@@ -97,6 +97,22 @@ def _check_call(node: dict[str, Any], where: str, more: Mapping[str, Any]) -> No
             f"{where}: {name} is not given {', '.join(lacking)}; expected a value, or "
             "_partial_: true beside _target_ where svae gives it"
         )
+
+
+def own_packages(config: Any) -> list[str]:
+    """The packages in a config that `SVAE_TRUSTED_TARGETS` has to name."""
+    nodes = [config]
+    found = set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            name = node.get("_target_")
+            if isinstance(name, str) and not name.startswith(_TRUSTED):
+                found.add(name.partition(".")[0])
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+    return sorted(found)
 
 
 def trusted_target(name: Any, where: str) -> Callable[..., Any]:

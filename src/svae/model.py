@@ -151,6 +151,11 @@ class SpatialVAE(nn.Module):
             declared(f"prior.{name}", prior[name], "num_params", 0)
         self.likelihood = likelihood(image_shape=self.image_shape)
         declared("model.likelihood", self.likelihood, "params_per_channel")
+        if not hasattr(self.likelihood, "scored_pixels"):
+            raise ValueError(
+                f"model.likelihood: {type(self.likelihood).__name__} has no scored_pixels; "
+                "expected a constructor that calls super().__init__(image_shape, mask_radius_px)"
+            )
         self.encoder = encoder(image_shape=self.image_shape)
         found = getattr(self.encoder, "group_order", None)
         if group_order not in (None, found):

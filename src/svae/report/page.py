@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from svae.instantiate import own_packages
 from svae.report.charts import charts
 from svae.report.contents import Contents, Picture
 
@@ -343,7 +344,9 @@ def _command(contents: Contents) -> str:
         for source in (sources if isinstance(sources, list) else [])
         if isinstance(source, dict) and source.get("provider") == "command-line"
     ]
-    start = shlex.join(["python", "-m", f"svae.{contents.command}"])
+    packages = own_packages(contents.config)
+    trust = f"SVAE_TRUSTED_TARGETS={shlex.quote(','.join(packages))} " if packages else ""
+    start = trust + shlex.join(["python", "-m", f"svae.{contents.command}"])
     words = [start, *map(shlex.quote, [*folders, *contents.overrides])]
     line = " ".join(words)
     if len(line) > COMMAND_WIDTH:
