@@ -32,10 +32,12 @@ class Spread(NamedTuple):
             return ""
         if not self.std > 0:  # of one run it is NaN
             return significant(self.mean, 5)
-        digits = max(0, 1 - math.floor(math.log10(self.std)))
+        exponent = math.floor(math.log10(self.std))
+        digits = max(0, 1 - exponent)
         # Two runs that agree by chance do not make more digits matter than one run has.
         most = max(0, 4 - math.floor(math.log10(abs(self.mean)))) if self.mean else digits
-        return f"{self.mean:.{min(digits, most)}f} ± {self.std:.{digits}f}"
+        digits = min(digits, most)
+        return f"{self.mean:.{digits}f} ± {self.std:.{max(digits, -exponent)}f}"
 
 
 @dataclass
