@@ -507,7 +507,7 @@ def test_the_small_plan_takes_a_night_of_two_cores(real):
     # Of unknown length is what has no data in most places.
     minutes = [job.minutes for job in jobs if job.minutes is not None]
     assert len(minutes) > 100
-    assert sum(minutes) / 2 < 12 * 60  # from eight to eight
+    assert sum(minutes) / 2 < 10 * 60
 
 
 def test_the_papers_baselines_can_be_built(real):
