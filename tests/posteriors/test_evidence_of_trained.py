@@ -84,10 +84,9 @@ def trained(model):
 
 
 def middles(count, reach):
-    """The middles (count, 1) of equal parts of -reach to reach, and the logarithm of one's size."""
-    return ((torch.arange(count) + 0.5) / count * 2 - 1)[:, None] * reach, math.log(
-        2 * reach / count
-    )
+    """The middles (count, 1) of equal parts of -reach to reach, and the log of a part's size."""
+    values = ((torch.arange(count) + 0.5) / count * 2 - 1) * reach
+    return values[:, None], math.log(2 * reach / count)
 
 
 def log_evidence(model, images):
@@ -156,7 +155,7 @@ def test_importance_weights_have_the_evidence_as_their_mean(theta, encoder, post
             log_weights = model.importance_log_weights(images, noise, 1000, q)
             assert elbo.is_bound
             assert -3 < (elbo.value - evidence).mean() < 0.03
-            # Exact divergences, beside those of samples; which lattice point one is of is summed out.
+            # Exact divergences beside those of samples, of which the lattice point is summed out.
             more = (log_weights.mean(0) - elbo.value).mean()
             assert -0.02 < more < (1.0 if encoder is lattice else 0.02)
             apart = importance_weighted_bound(log_weights) - evidence
