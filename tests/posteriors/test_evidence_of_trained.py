@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch.nn.functional import softplus
 
 from svae.encoders import MLP, GroupConv
 from svae.generators import CoordinateMLP
@@ -91,7 +92,8 @@ def middles(count, reach):
 
 def log_evidence(model, images):
     """log p(image), with shape (B,), and the logarithm of what the prior sums up to."""
-    (x, log_step), base = middles(15, 3.3 * PIXEL), Latents(*map(torch.zeros, ((1, 1), 1, (1, 2))))
+    x, log_step = middles(15, 3.3 * PIXEL)
+    base = Latents(torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 2))
     axes = {
         "z": middles(17, 3.4),
         "theta": middles(40, math.pi),
@@ -122,7 +124,7 @@ def log_evidence(model, images):
             {name: along[name][0][i] for name, i in zip(along, part.mT, strict=True)}
         )
         logits = model.generator(to_object_frame(model.grid, *latents.pose), latents.z)[..., 0]
-        log_likelihood = images.flatten(1) @ logits.mT - logits.exp().log1p().sum(-1)
+        log_likelihood = images.flatten(1) @ logits.mT - softplus(logits).sum(-1)
         total = torch.logaddexp(total, (log_likelihood + log_part).logsumexp(1))
     return total, log_weight.logsumexp(0)
 
